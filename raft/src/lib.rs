@@ -1,0 +1,131 @@
+//! Quire's Raft: a segmented log, a mutually authenticated QUIC network, and openraft behind one narrow interface.
+//!
+//! This crate knows Raft and no SQLite. A command is opaque bytes; what it means is the caller's affair. openraft
+//! is used only inside and does not appear in any public signature.
+//!
+//! # The life of a commit, by file name
+//! `raft.rs` takes a proposal (bounded in bytes) → `log/store.rs` makes it readable and queues it →
+//! `log/writer.rs` writes and syncs it, while `net/client.rs` sends it to the followers, whose `net/server.rs`
+//! hands it to their own log store → a majority has it on disk → `machine.rs` hands it to the caller's
+//! [`StateMachine`], in log order, and the proposal resolves.
+//!
+//! # Invariants
+//! - Nothing is acknowledged, to a client or to a leader, before the local `fdatasync` that covers it has returned.
+//! - A failed write or sync is final: the store fails, the node stops ([`Raft::stopped`]), nothing is retried.
+//! - Damage that can be told from a torn tail is a refusal to start that names file and offset.
+//! - A peer that doesn't hold the cluster key gets no byte of Raft; every length from the wire is bounded before
+//!   memory is taken for it.
+//! - Every wait has a deadline.
+//!
+//! # Threads
+//! [`Raft::start`] spawns on the current tokio runtime. Each node has two more threads: the log writer (the only
+//! one that writes to the log) and the segment preparer (zero-fills spare segments ahead of need).
+
+mod config;
+mod encode;
+mod error;
+pub mod inspect;
+mod key;
+mod log;
+mod machine;
+mod net;
+mod raft;
+mod status;
+mod types;
+
+use bytes::Bytes;
+use futures_util::future::BoxFuture;
+
+pub use crate::config::{Limits, RaftConfig};
+pub use crate::error::{KeyError, LogError, ProposeError, RaftError, RequestError, StartError};
+pub use crate::key::ClusterKey;
+pub use crate::raft::Raft;
+pub use crate::status::{RaftStatus, ServerState};
+
+/// Identifies a node for as long as the cluster lives. An id is never given to another machine or reused after its
+/// disk was wiped.
+pub type NodeId = u64;
+
+/// The position of an entry: its index, and the leader (term, node) that created it. Two entries with the same
+/// position are the same entry. The derived order (term, leader, index) is Raft's.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Default, Hash)]
+pub struct LogPosition {
+    /// Term of the leader that created the entry.
+    pub term: u64,
+    /// Node id of the leader that created the entry.
+    pub leader: NodeId,
+    /// Index of the entry; the first entry of a cluster has index 0.
+    pub index: u64,
+}
+
+impl std::fmt::Display for LogPosition {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{}.{}.{}", self.term, self.leader, self.index)
+    }
+}
+
+/// The advertised addresses of a member, `host:port` each. Host names are resolved at each connection attempt.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Peer {
+    /// Where the member's Raft (QUIC, UDP) endpoint is reached.
+    pub raft_addr: String,
+    /// Where the member's HTTP API is reached; only carried, never used here.
+    pub http_addr: String,
+}
+
+/// One committed entry, as a [`StateMachine`] gets it.
+#[derive(Clone, Debug)]
+pub struct Committed {
+    /// The entry's position in the log.
+    pub position: LogPosition,
+    /// What the entry carries.
+    pub payload: Payload,
+}
+
+/// What a committed entry carries.
+#[derive(Clone)]
+pub enum Payload {
+    /// Nothing: a new leader's first entry.
+    Blank,
+    /// A membership, in this crate's own encoding (which includes its log position). The state machine keeps the
+    /// last one durably and gives it back as [`AppliedState::membership`].
+    Membership(Bytes),
+    /// A command, exactly as it was proposed.
+    Command(Bytes),
+}
+
+impl std::fmt::Debug for Payload {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Payload::Blank => write!(f, "Blank"),
+            Payload::Membership(b) => write!(f, "Membership({} B)", b.len()),
+            Payload::Command(b) => write!(f, "Command({} B)", b.len()),
+        }
+    }
+}
+
+/// What is *durable* in the state machine.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct AppliedState {
+    /// Position of the last entry whose effects survive a crash; `None` when nothing was ever applied.
+    pub position: Option<LogPosition>,
+    /// The last membership at or below `position`, as it came in [`Payload::Membership`].
+    pub membership: Option<Bytes>,
+}
+
+/// The consumer of the log.
+pub trait StateMachine: Send + Sync + 'static {
+    /// What is durable. Called once, at start, on a blocking thread. Entries after it are handed over again.
+    fn applied(&self) -> std::io::Result<AppliedState>;
+
+    /// Takes a batch of committed entries, in log order, each exactly once per process life. It is called on a
+    /// runtime thread and must be quick (queue the work). An error is fatal for the node.
+    fn apply(&self, batch: Vec<Committed>) -> std::io::Result<()>;
+}
+
+/// Serves requests that other nodes forward to this one.
+pub trait RequestHandler: Send + Sync + 'static {
+    /// Answers one request. `from` is the id in the sender's certificate; the sender holds the cluster key, but need
+    /// not be a member yet. The future is dropped after two minutes; a caller that gave up earlier doesn't end it.
+    fn handle(&self, from: NodeId, request: Bytes) -> BoxFuture<'static, Bytes>;
+}

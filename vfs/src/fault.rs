@@ -1,0 +1,35 @@
+//! Named points at which a process can be made to kill itself, for crash tests. Without the feature
+//! `fault-points` they compile to nothing.
+//!
+//! `QUIRE_FAULT=name` kills at the first pass, `QUIRE_FAULT=name:n` at the n-th; the process dies by
+//! SIGKILL, so that nothing of it is cleaned up. In the life of a commit the points of an app are, in order:
+//! `commit.begin` `commit.sent` `commit.decided` `commit.framed` `release.published` `release.unlocked`;
+//! those of a node `apply.framed` `apply.indexed` `apply.published` `gate.decided`.
+
+/// Dies here if the environment says so.
+#[cfg(feature = "fault-points")]
+pub fn point(name: &str) {
+    use std::sync::OnceLock;
+    use std::sync::atomic::{AtomicU64, Ordering};
+
+    static WANTED: OnceLock<Option<(String, AtomicU64)>> = OnceLock::new();
+    let wanted = WANTED.get_or_init(|| {
+        let spec = std::env::var("QUIRE_FAULT").ok()?;
+        let (name, pass) = match spec.split_once(':') {
+            Some((name, pass)) => (name.to_owned(), pass.parse().ok()?),
+            None => (spec, 1),
+        };
+        Some((name, AtomicU64::new(pass)))
+    });
+    if let Some((wanted, left)) = wanted
+        && wanted == name
+        && left.fetch_sub(1, Ordering::Relaxed) == 1
+    {
+        let _ = nix::sys::signal::kill(nix::unistd::Pid::this(), nix::sys::signal::Signal::SIGKILL);
+    }
+}
+
+/// Does nothing: the feature `fault-points` is off.
+#[cfg(not(feature = "fault-points"))]
+#[inline(always)]
+pub fn point(_name: &str) {}

@@ -1,0 +1,323 @@
+//! The blocking client of the gate's protocol, as the VFS uses it inside an app.
+//!
+//! Every wait has a deadline, also against a node that is stopped or swapped out. Writing never raises
+//! SIGPIPE in the app. A connection that broke, timed out or came along through a `fork(2)` is dropped and
+//! made anew at the next need; a commit whose connection broke is resolved over the new one.
+
+use super::lock::GateLock;
+use super::proto::{self, Hello, Outcome, Refusal, RefusalCode, Request, Response, WalTarget};
+use super::{DatabaseInfo, Gate, Grant};
+use crate::fault;
+use crate::format::transaction::TxnId;
+use nix::errno::Errno;
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::sys::socket::{AddressFamily, MsgFlags, SockFlag, SockType, UnixAddr, connect, recv, send, socket};
+use std::io;
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::path::{Path, PathBuf};
+use std::thread::sleep;
+use std::time::{Duration, Instant};
+
+/// How long an open may take: the node may have to wait for an election to create the database.
+const OPEN_DEADLINE: Duration = Duration::from_secs(10);
+/// How long a writer queues at the gate before SQLite's busy handler has its say.
+const ACQUIRE_WAIT: Duration = Duration::from_millis(100);
+/// How much longer than promised the node may take before it counts as hung.
+const GRACE: Duration = Duration::from_secs(2);
+const RETRY_PAUSE: Duration = Duration::from_millis(50);
+
+/// Why talking to a node failed.
+#[derive(Debug, thiserror::Error)]
+pub enum ClientError {
+    /// Nobody answers.
+    #[error("no node answers at {}: {error}; start it with `quire node`, or check the path", path.display())]
+    Connect {
+        /// The socket.
+        path: PathBuf,
+        /// What the kernel said.
+        error: io::Error,
+    },
+    /// The connection broke, or the deadline passed.
+    #[error("the node at {} did not answer: {error}", path.display())]
+    Io {
+        /// The socket.
+        path: PathBuf,
+        /// What happened.
+        error: io::Error,
+    },
+    /// The node said something else than the protocol allows.
+    #[error("the node at {} does not speak this VFS's protocol: {reason}", path.display())]
+    Protocol {
+        /// The socket.
+        path: PathBuf,
+        /// What it said.
+        reason: String,
+    },
+    /// The node refuses.
+    #[error(transparent)]
+    Refused(#[from] Refusal),
+    /// The gate lock can't be had.
+    #[error("can't use the gate file of {}: {error}", path.display())]
+    Lock {
+        /// The database file.
+        path: PathBuf,
+        /// What the kernel said.
+        error: io::Error,
+    },
+}
+
+/// A connected socket with deadlines.
+#[derive(Debug)]
+struct Wire {
+    fd: OwnedFd,
+}
+
+fn timed_out() -> io::Error {
+    io::Error::new(io::ErrorKind::TimedOut, "deadline passed")
+}
+
+impl Wire {
+    fn connect(path: &Path, deadline: Instant) -> io::Result<Wire> {
+        let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
+        let address = UnixAddr::new(path)?;
+        loop {
+            let fd = socket(AddressFamily::Unix, SockType::Stream, flags, None)?;
+            match connect(fd.as_raw_fd(), &address) {
+                Ok(()) => return Ok(Wire { fd }),
+                // EAGAIN: the queue of connections is full, as before a stopped process.
+                Err(Errno::EAGAIN | Errno::EINTR) if Instant::now() < deadline => sleep(RETRY_PAUSE),
+                Err(errno) => return Err(errno.into()),
+            }
+        }
+    }
+
+    fn wait(&self, flags: PollFlags, deadline: Instant) -> io::Result<()> {
+        loop {
+            let left = deadline.saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                return Err(timed_out());
+            }
+            let timeout = PollTimeout::try_from(left + Duration::from_millis(1)).unwrap_or(PollTimeout::MAX);
+            match poll(&mut [PollFd::new(self.fd.as_fd(), flags)], timeout) {
+                Ok(0) | Err(Errno::EINTR) => {}
+                Ok(_) => return Ok(()),
+                Err(errno) => return Err(errno.into()),
+            }
+        }
+    }
+
+    fn send(&self, mut bytes: &[u8], deadline: Instant) -> io::Result<()> {
+        while !bytes.is_empty() {
+            match send(self.fd.as_raw_fd(), bytes, MsgFlags::MSG_NOSIGNAL) {
+                Ok(n) => bytes = &bytes[n..],
+                Err(Errno::EINTR) => {}
+                Err(Errno::EAGAIN) => self.wait(PollFlags::POLLOUT, deadline)?,
+                Err(errno) => return Err(errno.into()),
+            }
+        }
+        Ok(())
+    }
+
+    fn recv(&self, mut bytes: &mut [u8], deadline: Instant) -> io::Result<()> {
+        while !bytes.is_empty() {
+            match recv(self.fd.as_raw_fd(), bytes, MsgFlags::empty()) {
+                Ok(0) => return Err(io::Error::new(io::ErrorKind::UnexpectedEof, "the node closed the connection")),
+                Ok(n) => bytes = &mut bytes[n..],
+                Err(Errno::EINTR) => {}
+                Err(Errno::EAGAIN) => self.wait(PollFlags::POLLIN, deadline)?,
+                Err(errno) => return Err(errno.into()),
+            }
+        }
+        Ok(())
+    }
+}
+
+/// The gate of one database, over the node's socket.
+#[derive(Debug)]
+pub struct SocketGate {
+    socket: PathBuf,
+    database: PathBuf,
+    hello: Hello,
+    info: DatabaseInfo,
+    wire: Option<Wire>,
+    lock: Option<GateLock>,
+    pid: u32,
+}
+
+impl SocketGate {
+    /// Connects, says hello, and learns what the node says of the database. `database` is the file.
+    pub fn open(socket: PathBuf, database: PathBuf, hello: Hello) -> Result<SocketGate, ClientError> {
+        let deadline = Instant::now() + OPEN_DEADLINE;
+        let (wire, info) = greet(&socket, &hello, deadline)?;
+        let pid = hello.pid;
+        Ok(SocketGate { socket, database, hello, info, wire: Some(wire), lock: None, pid })
+    }
+
+    /// The connection, made anew if it was lost or belongs to the process that this one was forked from.
+    fn wire(&mut self, deadline: Instant) -> Result<&Wire, ClientError> {
+        let pid = std::process::id();
+        if pid != self.pid {
+            // Closing our copies neither unlocks nor disconnects the parent.
+            self.wire = None;
+            self.lock = None;
+            self.pid = pid;
+            self.hello.pid = pid;
+        }
+        match &mut self.wire {
+            Some(wire) => Ok(wire),
+            empty => {
+                let (wire, info) = greet(&self.socket, &self.hello, deadline)?;
+                self.info = info;
+                Ok(empty.insert(wire))
+            }
+        }
+    }
+
+    fn ask(&mut self, message: &[u8], deadline: Instant) -> Result<Response, ClientError> {
+        let socket = self.socket.clone();
+        let wire = self.wire(deadline)?;
+        let result = exchange(wire, &socket, message, deadline);
+        if matches!(result, Err(ClientError::Io { .. } | ClientError::Protocol { .. })) {
+            self.wire = None;
+        }
+        result
+    }
+
+    fn lock(&mut self) -> Result<bool, ClientError> {
+        let err = |error| ClientError::Lock { path: self.database.clone(), error };
+        let lock = match &mut self.lock {
+            Some(lock) => lock,
+            empty => empty.insert(GateLock::open(&self.database, false).map_err(err)?),
+        };
+        lock.try_lock().map_err(err)
+    }
+
+    fn try_acquire(&mut self) -> Result<Grant, ClientError> {
+        let wait_ms = ACQUIRE_WAIT.as_millis() as u32;
+        let message = Request::Acquire { wait_ms }.encode();
+        let stale = self.wire.is_some();
+        let mut answer = self.ask(&message, Instant::now() + ACQUIRE_WAIT + GRACE);
+        if stale && matches!(answer, Err(ClientError::Io { .. })) && self.wire.is_none() {
+            // The node was restarted since the last transaction: nothing was asked of the new one yet.
+            answer = self.ask(&message, Instant::now() + ACQUIRE_WAIT + GRACE);
+        }
+        let grant = match answer? {
+            Response::Granted { token, base, pages } => Grant { token, base, pages },
+            Response::Refused(refusal) => return Err(refusal.into()),
+            other => return Err(self.protocol(format!("{other:?} in answer to Acquire"))),
+        };
+        match self.lock() {
+            Ok(true) => Ok(grant),
+            Ok(false) => {
+                self.release(grant, false);
+                Err(Refusal::new(RefusalCode::Busy, "another process still holds the gate file").into())
+            }
+            Err(error) => {
+                self.release(grant, false);
+                Err(error)
+            }
+        }
+    }
+
+    fn protocol(&mut self, reason: String) -> ClientError {
+        self.wire = None;
+        ClientError::Protocol { path: self.socket.clone(), reason }
+    }
+
+    /// Asks for the outcome until it is had or the deadline passes: the connection broke in between.
+    fn resolve(&mut self, message: &[u8], why: ClientError, deadline: Instant) -> Outcome {
+        let mut why = why;
+        loop {
+            sleep(RETRY_PAUSE.min(deadline.saturating_duration_since(Instant::now())));
+            if Instant::now() >= deadline {
+                return Outcome::Unknown(why.to_string());
+            }
+            match self.ask(message, deadline) {
+                Ok(Response::Outcome(outcome)) => return outcome,
+                Ok(Response::Refused(refusal)) => why = refusal.into(),
+                Ok(other) => why = self.protocol(format!("{other:?} in answer to Resolve")),
+                Err(error) => why = error,
+            }
+        }
+    }
+}
+
+fn exchange(wire: &Wire, socket: &Path, message: &[u8], deadline: Instant) -> Result<Response, ClientError> {
+    let io = |error| ClientError::Io { path: socket.to_owned(), error };
+    let protocol = |reason: String| ClientError::Protocol { path: socket.to_owned(), reason };
+    wire.send(message, deadline).map_err(io)?;
+    if message[4] == 3 {
+        fault::point("commit.sent");
+    }
+    let mut prefix = [0; 4];
+    wire.recv(&mut prefix, deadline).map_err(io)?;
+    let len = proto::message_length(prefix, proto::MAX_RESPONSE).map_err(|e| protocol(e.to_string()))?;
+    let mut body = vec![0; len];
+    wire.recv(&mut body, deadline).map_err(io)?;
+    Response::decode(&body).map_err(|e| protocol(e.to_string()))
+}
+
+fn greet(socket: &Path, hello: &Hello, deadline: Instant) -> Result<(Wire, DatabaseInfo), ClientError> {
+    let wire = Wire::connect(socket, deadline)
+        .map_err(|error| ClientError::Connect { path: socket.to_owned(), error })?;
+    let answer = exchange(&wire, socket, &Request::Hello(hello.clone()).encode(), deadline)?;
+    match answer {
+        Response::Welcome { page_size, node_id, commit_deadline_ms, max_transaction } => {
+            let commit_deadline = Duration::from_millis(commit_deadline_ms.into());
+            let name = hello.name.clone();
+            Ok((wire, DatabaseInfo { name, node_id, page_size, commit_deadline, max_transaction }))
+        }
+        Response::Refused(refusal) => Err(refusal.into()),
+        other => {
+            let reason = format!("{other:?} in answer to Hello");
+            Err(ClientError::Protocol { path: socket.to_owned(), reason })
+        }
+    }
+}
+
+impl Gate for SocketGate {
+    fn info(&self) -> &DatabaseInfo {
+        &self.info
+    }
+
+    fn acquire(&mut self) -> Result<Grant, Refusal> {
+        self.try_acquire().map_err(|error| match error {
+            ClientError::Refused(refusal) => refusal,
+            other => Refusal::new(RefusalCode::Unavailable, other.to_string()),
+        })
+    }
+
+    fn commit(&mut self, grant: &Grant, id: TxnId, target: WalTarget, message: Vec<u8>) -> Outcome {
+        let deadline = Instant::now() + self.info.commit_deadline;
+        if self.wire.is_none() || self.pid != std::process::id() {
+            return Outcome::Refused("the connection to the node was lost during the transaction".into());
+        }
+        let message = proto::finish_commit(message, grant.token, &target);
+        // The node answers "unknown" at its own deadline; leave it the time to say so.
+        let error = match self.ask(&message, deadline + GRACE) {
+            Ok(Response::Outcome(outcome)) => return outcome,
+            Ok(Response::Refused(refusal)) => return Outcome::Refused(refusal.message),
+            Ok(other) => self.protocol(format!("{other:?} in answer to Commit")),
+            Err(error) => error,
+        };
+        drop(message);
+        let question = Request::Resolve { base: grant.base, target, id }.encode();
+        self.resolve(&question, error, deadline)
+    }
+
+    fn release(&mut self, grant: Grant, linger: bool) {
+        if let Some(lock) = &self.lock
+            && self.pid == std::process::id()
+            && lock.unlock().is_err()
+        {
+            self.lock = None; // Closing the file unlocks it too.
+        }
+        fault::point("release.unlocked");
+        let message = Request::Release { token: grant.token, linger }.encode();
+        if let Some(wire) = &self.wire
+            && wire.send(&message, Instant::now() + GRACE).is_err()
+        {
+            self.wire = None; // The node takes the end of the connection for a release.
+        }
+    }
+}

@@ -1,0 +1,322 @@
+//! What the shim decides for one open database: the locks that go to the gate, the transaction that is
+//! captured, the moment of the commit. Safe code; the trampolines in [`super::file`] only translate.
+
+use super::ffi::*;
+use super::host::HostFile;
+use crate::capture::{Action, Capture, Commit};
+use crate::fault;
+use crate::format::transaction::{self, TxnId};
+use crate::format::wal::{self, FRAME_HEADER_SIZE};
+use crate::format::wal_index::{self, Region};
+use crate::format::{PageNo, PageSize};
+use crate::gate::proto::{Outcome, RefusalCode, WalTarget, commit_buffer};
+use crate::gate::{Gate, Grant};
+use std::ffi::{CString, c_int};
+
+/// What to do with a call.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Verdict {
+    /// Pass it to the host's file.
+    Forward,
+    /// Answer it with this result code.
+    Answer(c_int),
+}
+
+/// One open database file: the state that its main file and its WAL share.
+pub struct Connection {
+    api: Api,
+    gate: Box<dyn Gate>,
+    /// The first region of the wal-index, once SQLite has mapped it.
+    region0: Option<&'static Region>,
+    /// Reader slots of which this connection holds the lock.
+    read_locks: u8,
+    /// The wal-index header when the read lock was taken: the snapshot that SQLite reads.
+    snapshot: [u32; 12],
+    writer: Option<Writer>,
+}
+
+/// Between grant and release.
+struct Writer {
+    grant: Grant,
+    capture: Capture,
+    /// The snapshot was old when the grant came; SQLite will say BUSY_SNAPSHOT and may try again.
+    stale: bool,
+}
+
+impl Connection {
+    /// A connection with its gate.
+    pub fn new(api: Api, gate: Box<dyn Gate>) -> Connection {
+        Connection { api, gate, region0: None, read_locks: 0, snapshot: [0; 12], writer: None }
+    }
+
+    /// A line in the host's error log (`sqlite3_log`).
+    pub fn log(&self, code: c_int, message: &str) {
+        log(&self.api, code, message);
+    }
+
+    /// SQLite mapped the first region of the wal-index.
+    pub fn mapped(&mut self, region0: &'static Region) {
+        self.region0 = Some(region0);
+    }
+
+    /// SQLite gave its mapping back; nothing of it may be read any more.
+    pub fn unmapped(&mut self) {
+        self.abandon();
+        self.region0 = None;
+    }
+
+    /// Whether this is the node's own checkpointer, which may write the database file.
+    pub fn is_checkpointer(&self) -> bool {
+        self.gate.is_checkpointer()
+    }
+
+    /// `xShmLock`. WRITE is the gate's business; CKPT and RECOVER are the node's alone; what remains are
+    /// the readers' slots, which are real locks.
+    pub fn shm_lock(&mut self, offset: c_int, n: c_int, flags: c_int) -> Verdict {
+        if flags & SQLITE_SHM_EXCLUSIVE == 0 {
+            return Verdict::Forward;
+        }
+        let locking = flags & SQLITE_SHM_LOCK != 0;
+        let covers = |lock: c_int| offset <= lock && lock < offset + n;
+        if covers(WAL_WRITE_LOCK) {
+            if !locking {
+                self.release();
+                return Verdict::Answer(SQLITE_OK);
+            }
+            return Verdict::Answer(self.acquire());
+        }
+        if covers(WAL_CKPT_LOCK) || covers(WAL_RECOVER_LOCK) {
+            // The node's holder has the real lock, for all of this node.
+            let granted = !locking || self.gate.is_checkpointer();
+            return Verdict::Answer(if granted { SQLITE_OK } else { SQLITE_BUSY });
+        }
+        Verdict::Forward
+    }
+
+    /// The host's answer to a lock call that was forwarded.
+    pub fn shm_locked(&mut self, offset: c_int, flags: c_int, code: c_int) {
+        if code != SQLITE_OK || flags & SQLITE_SHM_SHARED == 0 || offset < WAL_READ_LOCK0 {
+            return;
+        }
+        let bit = 1u8 << (offset - WAL_READ_LOCK0);
+        if flags & SQLITE_SHM_LOCK != 0 {
+            self.read_locks |= bit;
+            // SQLite compares its copy of the header with the index once more after taking the lock
+            // (walTryBeginRead), so this is the header that it goes on with.
+            if let Some(region0) = self.region0 {
+                self.snapshot = wal_index::raw_header(region0);
+            }
+        } else {
+            self.read_locks &= !bit;
+        }
+    }
+
+    fn acquire(&mut self) -> c_int {
+        // Without a read lock it isn't a writer: a reader found the header torn and wants to look at it
+        // under the lock, or to recover the WAL (walIndexReadHdr). BUSY makes it read again.
+        if self.read_locks == 0 || self.is_checkpointer() || self.writer.is_some() {
+            return SQLITE_BUSY;
+        }
+        let grant = match self.gate.acquire() {
+            Ok(grant) => grant,
+            Err(refusal) => {
+                let code = match refusal.code {
+                    RefusalCode::Busy => return SQLITE_BUSY,
+                    RefusalCode::Full => SQLITE_FULL,
+                    RefusalCode::NotLeader | RefusalCode::Unavailable | RefusalCode::Fenced => SQLITE_BUSY,
+                    RefusalCode::Invalid | RefusalCode::NotFound => SQLITE_IOERR_WRITE,
+                };
+                self.log(code, &format!("no write to {}: {refusal}", self.gate.info().name));
+                return code;
+            }
+        };
+        let Some((region0, header)) = self.region0.and_then(|r| Some((r, wal_index::read_header(r)?))) else {
+            self.gate.release(grant, false);
+            return SQLITE_BUSY;
+        };
+        let page_size = self.gate.info().page_size;
+        let capture = Capture::new(page_size, header.max_frame, header.salts);
+        let stale = wal_index::raw_header(region0) != self.snapshot;
+        self.writer = Some(Writer { grant, capture, stale });
+        SQLITE_OK
+    }
+
+    fn release(&mut self) {
+        fault::point("release.published");
+        if let Some(writer) = self.writer.take() {
+            let linger = writer.stale && writer.capture.is_empty();
+            self.gate.release(writer.grant, linger);
+        }
+    }
+
+    /// The file is closed or unmapped in the middle of a transaction: give the lock back.
+    pub fn abandon(&mut self) {
+        if let Some(writer) = self.writer.take() {
+            self.gate.release(writer.grant, false);
+        }
+    }
+
+    /// `xWrite` on the WAL. The page of a commit frame blocks until the outcome is known.
+    pub fn wal_write(&mut self, wal: HostFile, data: &[u8], offset: u64) -> c_int {
+        let Some(writer) = &mut self.writer else {
+            self.log(SQLITE_IOERR_WRITE, "refused a write to the WAL without the node's grant");
+            return SQLITE_IOERR_WRITE;
+        };
+        match writer.capture.write(offset, data) {
+            Ok(Action::Forward) => wal.write(data, offset),
+            Ok(Action::Hold) => SQLITE_OK,
+            Ok(Action::Commit(commit)) => {
+                // The page takes its place first, so that a full disk shows before anything is proposed.
+                match wal.write(data, offset) {
+                    SQLITE_OK => self.commit(wal, &commit),
+                    code => code,
+                }
+            }
+            Err(error) => {
+                self.log(SQLITE_IOERR_WRITE, &format!("refused a write to the WAL: {error}"));
+                SQLITE_IOERR_WRITE
+            }
+        }
+    }
+
+    /// `xTruncate` on the WAL: SQLite cuts it to `journal_size_limit` after a commit that started it anew.
+    pub fn wal_truncate(&self) -> Verdict {
+        if self.writer.is_some() || self.is_checkpointer() {
+            return Verdict::Forward;
+        }
+        self.log(SQLITE_IOERR_TRUNCATE, "refused to truncate the WAL without the node's grant");
+        Verdict::Answer(SQLITE_IOERR_TRUNCATE)
+    }
+
+    /// `xWrite` or `xTruncate` on the main file: only the node's checkpointer writes there.
+    pub fn main_write(&self) -> Verdict {
+        if self.is_checkpointer() {
+            return Verdict::Forward;
+        }
+        self.log(SQLITE_IOERR_WRITE, "refused a write to the database file: only its node writes it");
+        Verdict::Answer(SQLITE_IOERR_WRITE)
+    }
+
+    fn commit(&mut self, wal: HostFile, commit: &Commit) -> c_int {
+        let Some(writer) = &mut self.writer else { return SQLITE_IOERR_WRITE };
+        fault::point("commit.begin");
+        let info = self.gate.info();
+        let name = info.name.clone();
+        let (id, message) = match encode(wal, info.page_size, info.max_transaction, writer.grant.pages, commit) {
+            Ok(encoded) => encoded,
+            Err((code, why)) => {
+                self.log(code, &format!("commit to {name} not proposed: {why}"));
+                return code;
+            }
+        };
+        let target = WalTarget { salts: commit.salts, frame: commit.frame };
+        match self.gate.commit(&writer.grant, id, target, message) {
+            Outcome::Committed(_) => {
+                fault::point("commit.decided");
+                let code = match writer.capture.take_held() {
+                    Some((offset, header)) => wal.write(&header, offset),
+                    None => SQLITE_IOERR_WRITE,
+                };
+                fault::point("commit.framed");
+                code
+            }
+            Outcome::Refused(why) => {
+                self.log(SQLITE_IOERR_WRITE, &format!("transaction {id} on {name} refused: {why}"));
+                SQLITE_IOERR_WRITE
+            }
+            Outcome::Unknown(why) => {
+                let text = format!("outcome of transaction {id} on {name} unknown: {why}");
+                self.log(SQLITE_IOERR_WRITE, &text);
+                SQLITE_IOERR_WRITE
+            }
+        }
+    }
+}
+
+/// Reads the transaction's pages back from the WAL and lays them out for the node.
+fn encode(
+    wal: HostFile,
+    page_size: PageSize,
+    limit: u64,
+    old_size: u32,
+    commit: &Commit,
+) -> Result<(TxnId, Vec<u8>), (c_int, String)> {
+    let mut sources: Vec<(PageNo, Option<u64>)> = Vec::with_capacity(commit.pages.len());
+    let grown = commit.db_size.saturating_sub(old_size) as usize;
+    let size = transaction::encoded_size(commit.pages.len().max(grown), page_size) as u64;
+    if size > limit {
+        let why = format!("its pages take {size} bytes, the node takes at most {limit}; split the transaction");
+        return Err((SQLITE_FULL, why));
+    }
+    for &(page, frame) in &commit.pages {
+        sources.push((page, Some(wal::frame_offset(frame, page_size) + FRAME_HEADER_SIZE as u64)));
+    }
+    let written = sources.len();
+    for page in (old_size + 1..=commit.db_size).map(PageNo) {
+        let is_written = commit.pages.binary_search_by_key(&page, |&(page, _)| page).is_ok();
+        if !is_written && page != page_size.lock_page() {
+            sources.push((page, None));
+        }
+    }
+    let fills = (sources.len() - written) as u32;
+    if fills > 0 {
+        sources.sort_unstable_by_key(|&(page, _)| page);
+    }
+
+    let mut id = TxnId::default();
+    getrandom::fill(&mut id.0).map_err(|error| (SQLITE_IOERR, format!("no random bytes: {error}")))?;
+    let numbers: Vec<_> = sources.iter().map(|&(page, _)| page).collect();
+    let mut message = commit_buffer(transaction::encoded_size(numbers.len(), page_size));
+    transaction::encode_head(&mut message, id, page_size, commit.db_size, &numbers, fills);
+    for (page, source) in sources {
+        let start = message.len();
+        message.resize(start + page_size.bytes(), 0);
+        if let Some(offset) = source {
+            match wal.read(&mut message[start..], offset) {
+                SQLITE_OK => {}
+                code => return Err((code, format!("can't read page {page} back from the WAL"))),
+            }
+        }
+    }
+    Ok((id, message))
+}
+
+/// A line in the host's error log.
+pub fn log(api: &Api, code: c_int, message: &str) {
+    if let Ok(text) = CString::new(format!("quire: {message}").replace('\0', " ")) {
+        // SAFETY: `sqlite3_log` takes a format and its arguments; "%s" with one C string is complete.
+        unsafe { (api.log)(code, c"%s".as_ptr(), text.as_ptr()) };
+    }
+}
+
+/// The error for a pragma that would leave what replication stands on; `None` lets SQLite handle it.
+pub fn refused_pragma(name: &str, value: Option<&str>) -> Option<String> {
+    let value = value?.trim_matches(|c: char| c == '\'' || c == '"' || c.is_whitespace());
+    if name.eq_ignore_ascii_case("journal_mode") && !value.eq_ignore_ascii_case("wal") {
+        return Some(format!("journal_mode={value}: a replicated database stays in WAL mode"));
+    }
+    if name.eq_ignore_ascii_case("locking_mode") && value.eq_ignore_ascii_case("exclusive") {
+        return Some("locking_mode=EXCLUSIVE: a replicated database is shared with its node".into());
+    }
+    None
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn pragmas_that_would_leave_wal_mode_are_refused() {
+        for (name, value, refused) in [
+            ("journal_mode", Some("DELETE"), true),
+            ("JOURNAL_MODE", Some("'off'"), true),
+            ("journal_mode", Some("WAL"), false),
+            ("journal_mode", None, false),
+            ("locking_mode", Some("exclusive"), true),
+            ("locking_mode", Some("normal"), false),
+            ("synchronous", Some("off"), false),
+        ] {
+            assert_eq!(refused_pragma(name, value).is_some(), refused, "{name}={value:?}");
+        }
+    }
+}

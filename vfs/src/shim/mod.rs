@@ -1,0 +1,18 @@
+//! The shim: a VFS that wraps the host SQLite's default VFS, passes everything through, and makes an
+//! exception of the main file and the WAL of replicated databases.
+//!
+//! | module | what it is |
+//! |---|---|
+//! | [`ffi`] | SQLite's C interface, and its functions as pointers |
+//! | [`vfs`] | the VFS object: which opens are ours |
+//! | [`file`] | the trampolines of an open main file and of its WAL |
+//! | [`connection`] | what the trampolines decide, in safe code |
+//! | [`host`] | safe access to a file of the host's VFS |
+//! | [`extension`] | the entry points of the loadable extension |
+
+pub mod connection;
+pub mod extension;
+pub mod ffi;
+pub mod file;
+pub mod host;
+pub mod vfs;
