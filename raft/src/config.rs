@@ -69,7 +69,13 @@ impl Default for Limits {
 
 impl RaftConfig {
     /// A configuration with default timings and limits.
-    pub fn new(node_id: NodeId, dir: impl Into<PathBuf>, listen: SocketAddr, advertise: Peer, key: ClusterKey) -> Self {
+    pub fn new(
+        node_id: NodeId,
+        dir: impl Into<PathBuf>,
+        listen: SocketAddr,
+        advertise: Peer,
+        key: ClusterKey,
+    ) -> Self {
         RaftConfig {
             node_id,
             dir: dir.into(),
@@ -111,7 +117,8 @@ impl RaftConfig {
         if l.inflight_bytes > u32::MAX as usize || l.requests_inflight_bytes > u32::MAX as usize {
             return bad("limits on bytes in flight must be below 4 GiB".into());
         }
-        if !(4096..=64 << 20).contains(&l.append_frame_bytes) || l.append_window_bytes < l.append_frame_bytes {
+        if !(4096..=64 << 20).contains(&l.append_frame_bytes) || l.append_window_bytes < l.append_frame_bytes
+        {
             return bad("append frames must be 4 KiB to 64 MiB and fit the append window".into());
         }
         Ok(())

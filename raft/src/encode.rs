@@ -13,7 +13,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use bytes::{BufMut, Bytes};
 
-use crate::types::{Membership, StoredMembership, Vote, log_id, position};
+use crate::types::{Membership, StoredMembership, Vote, log_id};
 use crate::{LogPosition, Peer};
 
 const MEMBERSHIP_VERSION: u8 = 1;
@@ -161,10 +161,6 @@ pub(crate) fn membership(at: Option<LogPosition>, m: &Membership) -> Bytes {
     out.into()
 }
 
-pub(crate) fn stored_membership(m: &StoredMembership) -> Bytes {
-    membership(m.log_id().as_ref().map(position), m.membership())
-}
-
 pub(crate) fn read_membership(buf: Bytes) -> Result<StoredMembership, Malformed> {
     let mut r = Reader::new(buf, "membership");
     if r.u8()? != MEMBERSHIP_VERSION {
@@ -208,13 +204,13 @@ mod tests {
         let m = Membership::new(vec![BTreeSet::from([1, 2, 3]), BTreeSet::from([2, 3])], nodes).unwrap();
         let at = LogPosition { term: 3, leader: 2, index: 77 };
         let stored = StoredMembership::new(Some(log_id(at)), m);
-        let bytes = stored_membership(&stored);
+        let bytes = membership(Some(at), stored.membership());
         assert_eq!(read_membership(bytes.clone()).unwrap(), stored);
         for cut in 0..bytes.len() {
             assert!(read_membership(bytes.slice(..cut)).is_err(), "cut at {cut}");
         }
         let none = StoredMembership::default();
-        assert_eq!(read_membership(stored_membership(&none)).unwrap(), none);
+        assert_eq!(read_membership(membership(None, none.membership())).unwrap(), none);
     }
 
     proptest! {

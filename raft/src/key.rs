@@ -90,6 +90,13 @@ impl ClusterKey {
         self.derive(b"ca ed25519 seed")
     }
 
+    /// The key of a node's QUIC stateless resets; the same after a restart.
+    pub(crate) fn reset_key(&self, node: u64) -> [u8; 32] {
+        let mut info = b"quic reset key ".to_vec();
+        info.extend_from_slice(&node.to_le_bytes());
+        self.derive(&info)
+    }
+
     fn derive<const N: usize>(&self, info: &[u8]) -> [u8; N] {
         struct Len(usize);
         impl ring::hkdf::KeyType for Len {

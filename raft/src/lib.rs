@@ -4,7 +4,7 @@
 //! is used only inside and does not appear in any public signature.
 //!
 //! # The life of a commit, by file name
-//! `raft.rs` takes a proposal (bounded in bytes) → `log/store.rs` makes it readable and queues it →
+//! `propose.rs` takes a proposal (bounded in bytes) → `log/store.rs` makes it readable and queues it →
 //! `log/writer.rs` writes and syncs it, while `net/client.rs` sends it to the followers, whose `net/server.rs`
 //! hands it to their own log store → a majority has it on disk → `machine.rs` hands it to the caller's
 //! [`StateMachine`], in log order, and the proposal resolves.
@@ -29,6 +29,7 @@ mod key;
 mod log;
 mod machine;
 mod net;
+mod propose;
 mod raft;
 mod status;
 mod types;

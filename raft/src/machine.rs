@@ -144,7 +144,10 @@ impl RaftStateMachine<C> for Machine {
 impl Inner {
     fn snapshot(&self) -> Snapshot {
         let last_membership = self.memberships.front().cloned().unwrap_or_default();
-        Snapshot { meta: SnapshotMeta { last_log_id: self.durable.map(log_id), last_membership }, snapshot: () }
+        Snapshot {
+            meta: SnapshotMeta { last_log_id: self.durable.map(log_id), last_membership },
+            snapshot: (),
+        }
     }
 }
 

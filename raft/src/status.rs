@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
+use openraft::Instant as _;
 use openraft::async_runtime::WatchReceiver;
 use tokio::sync::watch;
 
@@ -136,6 +137,8 @@ pub(crate) async fn follow(core: Core, tx: Arc<watch::Sender<RaftStatus>>) {
     });
 }
 
-async fn changed(rx: &mut openraft::type_config::alias::WatchReceiverOf<C, openraft::RaftMetrics<C>>) -> Result<(), ()> {
+async fn changed(
+    rx: &mut openraft::type_config::alias::WatchReceiverOf<C, openraft::RaftMetrics<C>>,
+) -> Result<(), ()> {
     rx.changed().await.map_err(|_| ())
 }

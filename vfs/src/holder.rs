@@ -10,6 +10,8 @@ use crate::format::{PageNo, PageSize};
 use crate::shim::ffi::*;
 use crate::shim::host::HostFile;
 use crate::shim::vfs::c_path;
+use nix::fcntl::{FcntlArg, fcntl};
+use nix::libc;
 use std::ffi::{CString, c_int};
 use std::path::{Path, PathBuf};
 use std::ptr::NonNull;
@@ -38,6 +40,14 @@ pub enum HoldError {
         path: PathBuf,
         /// Which lock.
         lock: &'static str,
+    },
+    /// The operating system refused.
+    #[error("{}: {error}", path.display())]
+    Io {
+        /// The file.
+        path: PathBuf,
+        /// What the kernel said.
+        error: std::io::Error,
     },
     /// The path can't be given to SQLite.
     #[error("{}: a path with a zero byte", path.display())]
@@ -84,6 +94,8 @@ impl IndexLock {
 pub struct Holder {
     path: PathBuf,
     file: HostFile,
+    /// A descriptor of `-shm` to ask the kernel with. Closed after `file`, when no lock is left to lose.
+    shm: std::fs::File,
     /// The memory behind `file`, and the name that the VFS keeps a pointer to.
     _memory: Box<[u128]>,
     _name: CString,
@@ -117,6 +129,9 @@ impl Holder {
         // WAL names (sqlite3_create_filename).
         let name = c_path(path).ok_or_else(|| HoldError::Path { path: path.to_owned() })?;
         let err = |what, code| HoldError::Sqlite { path: path.to_owned(), what, code };
+        let shm_path = PathBuf::from(format!("{}-shm", path.display()));
+        let shm = std::fs::OpenOptions::new().read(true).write(true).create(true).truncate(false).open(&shm_path);
+        let shm = shm.map_err(|error| HoldError::Io { path: shm_path, error })?;
         let mut padded = vec![0u8; 4];
         padded.extend_from_slice(name.as_bytes_with_nul());
         padded.extend_from_slice(&[0; 8]);
@@ -145,6 +160,7 @@ impl Holder {
         let holder = Holder {
             path: path.to_owned(),
             file,
+            shm,
             _memory: memory,
             _name: padded,
             regions: Mutex::new(Vec::new()),
@@ -161,6 +177,23 @@ impl Holder {
     /// The database file's path.
     pub fn path(&self) -> &Path {
         &self.path
+    }
+
+    /// Whether another process has the wal-index mapped: it holds SHARED on the dead-man byte of `-shm`
+    /// (SQLite's `UNIX_SHM_DMS`).
+    pub fn others_attached(&self) -> Result<bool, HoldError> {
+        const DEAD_MAN_SWITCH: i64 = 128;
+        let mut region = libc::flock {
+            l_type: libc::F_WRLCK as libc::c_short,
+            l_whence: libc::SEEK_SET as libc::c_short,
+            l_start: DEAD_MAN_SWITCH,
+            l_len: 1,
+            l_pid: 0,
+        };
+        // F_GETLK asks for locks of other processes; our own don't count.
+        fcntl(&self.shm, FcntlArg::F_GETLK(&mut region))
+            .map_err(|errno| HoldError::Io { path: self.path.clone(), error: errno.into() })?;
+        Ok(region.l_type != libc::F_UNLCK as libc::c_short)
     }
 
     /// Takes a wal-index lock exclusively. `Ok(false)` if somebody else has it.

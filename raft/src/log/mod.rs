@@ -30,7 +30,7 @@ use std::sync::{Arc, Mutex, MutexGuard};
 
 use tokio::sync::watch;
 
-pub(crate) use open::{LogOptions, open, open_on};
+pub(crate) use open::{LogOptions, open};
 pub(crate) use store::LogStore;
 
 use disk::Disk;

@@ -11,6 +11,7 @@ use std::sync::{Arc, Mutex, mpsc};
 
 use tokio::sync::watch;
 
+use super::Shared;
 use super::disk::{Disk, DiskFile, RealDisk};
 use super::pool::{Pool, Spare};
 use super::record::{ALIGN, Header, Kind};
@@ -18,8 +19,7 @@ use super::segment::{self, DATA_START, Fault, Owner, SegmentHeader};
 use super::state::{Place, Places, Segment, State, Terms};
 use super::store::LogStore;
 use super::vote::{self, VoteError, VoteFile};
-use super::writer::{Writer, new_seed};
-use super::Shared;
+use super::writer::{Tail, Writer, new_seed};
 use crate::{LogError, LogPosition};
 
 /// What a log needs to know.
@@ -50,7 +50,11 @@ pub(crate) fn open(dir: &Path, options: LogOptions) -> Result<LogStore, LogError
 }
 
 /// Opens a log on any disk. `lock` is held until the writer thread has ended.
-pub(crate) fn open_on(disk: Arc<dyn Disk>, options: LogOptions, lock: Option<File>) -> Result<LogStore, LogError> {
+pub(crate) fn open_on(
+    disk: Arc<dyn Disk>,
+    options: LogOptions,
+    lock: Option<File>,
+) -> Result<LogStore, LogError> {
     let io_of = |name: &str| {
         let path = disk.path(name);
         move |source| LogError::Io { path, source }
@@ -69,7 +73,8 @@ pub(crate) fn open_on(disk: Arc<dyn Disk>, options: LogOptions, lock: Option<Fil
         [] => create_first(&disk, &options)?,
         sequences => replay(&disk, sequences, options.owner)?,
     };
-    let active = replay.segments.back().cloned().ok_or_else(|| fault(&disk, "", Fault::damaged(0, "no segment")))?;
+    let active =
+        replay.segments.back().cloned().ok_or_else(|| fault(&disk, "", Fault::damaged(0, "no segment")))?;
     replay.segments.iter().filter(|s| s.sequence != active.sequence).for_each(|s| s.seal());
 
     let next = replay.places.next();
@@ -98,8 +103,8 @@ pub(crate) fn open_on(disk: Arc<dyn Disk>, options: LogOptions, lock: Option<Fil
     });
 
     let (queue, ops) = mpsc::channel();
-    let writer =
-        Writer::new(shared.clone(), ops, options.owner, votes, active, replay.end, next, replay.purge_segment);
+    let tail = Tail { active, synced: replay.end, next, purge_segment: replay.purge_segment };
+    let writer = Writer::new(shared.clone(), ops, options.owner, votes, tail);
     let pool = shared.pool.clone();
     let thread_error = |source| LogError::Io { path: shared.disk.path(""), source };
     let preparer = std::thread::Builder::new().name("quire-log-prep".into()).spawn(move || pool.run());
@@ -139,7 +144,11 @@ fn open_votes(
             VoteError::Fault(f) => fault(disk, vote::FILE_NAME, f),
         })?;
         if segments.is_empty() && votes.vote().is_some() {
-            return Err(fault(disk, "", Fault::damaged(0, "this node has voted, but its log segments are missing")));
+            return Err(fault(
+                disk,
+                "",
+                Fault::damaged(0, "this node has voted, but its log segments are missing"),
+            ));
         }
         return Ok(votes);
     }
@@ -214,7 +223,8 @@ impl Replay {
                 self.purge_segment = segment;
             }
             Kind::Blank | Kind::Command | Kind::Membership => {
-                let offset = u32::try_from(offset / ALIGN as u64).map_err(|_| "offset too large".to_string())?;
+                let offset =
+                    u32::try_from(offset / ALIGN as u64).map_err(|_| "offset too large".to_string())?;
                 let want = self.places.next();
                 let index = h.position.index;
                 if !self.places.push(index, Place { segment: segment as u32, offset, len: h.len }) {

@@ -105,7 +105,10 @@ impl Pool {
             }
             let left = deadline.saturating_duration_since(std::time::Instant::now());
             if s.closing || left.is_zero() {
-                return Err(io::Error::new(io::ErrorKind::TimedOut, "no spare log segment was ready in time"));
+                return Err(io::Error::new(
+                    io::ErrorKind::TimedOut,
+                    "no spare log segment was ready in time",
+                ));
             }
             s = self.wake.wait_timeout(s, left).unwrap_or_else(|e| e.into_inner()).0;
         }
@@ -138,7 +141,9 @@ impl Pool {
                         s.spares.push(spare);
                     }
                     Ok(None) => {}
-                    Err(e) => tracing::error!(error = %e, "can't retire a log segment; it stays until the next start"),
+                    Err(e) => {
+                        tracing::error!(error = %e, "can't retire a log segment; it stays until the next start")
+                    }
                 }
                 self.wake.notify_all();
                 continue;

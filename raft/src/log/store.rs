@@ -81,6 +81,11 @@ impl LogStore {
         self.shared.state().purged
     }
 
+    /// The term of the vote.
+    pub(crate) fn term(&self) -> u64 {
+        self.shared.state().vote.map_or(0, |v| v.leader_id().term)
+    }
+
     /// The last position in the log (or the purge mark).
     pub(crate) fn last(&self) -> Option<LogPosition> {
         self.shared.state().last
@@ -171,7 +176,9 @@ impl Found {
         let payload = match h.kind {
             Kind::Blank => EntryPayload::Blank,
             Kind::Command => EntryPayload::Normal(Command(payload)),
-            Kind::Membership => EntryPayload::Membership(encode::read_membership(payload)?.membership().clone()),
+            Kind::Membership => {
+                EntryPayload::Membership(encode::read_membership(payload)?.membership().clone())
+            }
             Kind::Base | Kind::Purge | Kind::Mark => return Err(bad("not an entry")),
         };
         Ok(Entry { log_id: log_id(at), payload })
@@ -212,23 +219,26 @@ impl RaftLogReader<C> for LogReader {
     {
         let (start, end) = bounds(&range);
         let piece = Vec::<Entry>::new().into_iter();
-        Box::pin(stream::unfold((self.clone(), start, piece), move |(reader, mut at, mut piece)| async move {
-            loop {
-                if let Some(e) = piece.next() {
-                    return Some((Ok(e), (reader, at, piece)));
-                }
-                if at >= end {
-                    return None;
-                }
-                match reader.read(at, end, reader.read_bytes).await {
-                    Ok(entries) => {
-                        at = entries.last()?.log_id.index() + 1;
-                        piece = entries.into_iter();
+        Box::pin(stream::unfold(
+            (self.clone(), start, piece),
+            move |(reader, mut at, mut piece)| async move {
+                loop {
+                    if let Some(e) = piece.next() {
+                        return Some((Ok(e), (reader, at, piece)));
                     }
-                    Err(e) => return Some((Err(e), (reader, end, piece))),
+                    if at >= end {
+                        return None;
+                    }
+                    match reader.read(at, end, reader.read_bytes).await {
+                        Ok(entries) => {
+                            at = entries.last()?.log_id.index() + 1;
+                            piece = entries.into_iter();
+                        }
+                        Err(e) => return Some((Err(e), (reader, end, piece))),
+                    }
                 }
-            }
-        }))
+            },
+        ))
     }
 
     async fn read_vote(&mut self) -> io::Result<Option<Vote>> {
@@ -292,7 +302,9 @@ impl RaftLogStorage<C> for LogStore {
             {
                 if s.last.is_some() {
                     let want = s.next();
-                    return Err(io::Error::other(format!("append of index {first} where {want} must follow")));
+                    return Err(io::Error::other(format!(
+                        "append of index {first} where {want} must follow"
+                    )));
                 }
                 // The very first entry of a log may have any index.
                 self.queue.send(Op::Base(first, None)).map_err(|_| io::Error::other("the log is closed"))?;

@@ -135,7 +135,10 @@ impl VoteFile {
     pub(crate) fn open(file: Arc<dyn DiskFile>, owner: Owner) -> Result<Self, VoteError> {
         let len = file.len()?;
         if len != FILE_BYTES {
-            return Err(VoteError::Fault(Fault::damaged(len, format!("vote file is {len} bytes, not {FILE_BYTES}"))));
+            return Err(VoteError::Fault(Fault::damaged(
+                len,
+                format!("vote file is {len} bytes, not {FILE_BYTES}"),
+            )));
         }
         let mut slots = [None, None];
         let mut faults = Vec::new();
@@ -157,7 +160,10 @@ impl VoteFile {
         let Some(slot) = slots.iter().flatten().max_by_key(|s| s.sequence).copied() else {
             let fault = faults.into_iter().next();
             let fault = fault.unwrap_or_else(|| Fault::damaged(0, "no vote slot"));
-            return Err(VoteError::Fault(Fault { reason: format!("both vote slots are bad: {}", fault.reason), ..fault }));
+            return Err(VoteError::Fault(Fault {
+                reason: format!("both vote slots are bad: {}", fault.reason),
+                ..fault
+            }));
         };
         let mut this = VoteFile { file, owner, slot };
         if slots[0] != slots[1] {

@@ -71,12 +71,8 @@ enum Move {
     Purge(u64),
 }
 
-/// The state of the writer thread.
-pub(crate) struct Writer {
-    pub(crate) shared: Arc<Shared>,
-    pub(crate) queue: Receiver<Op>,
-    pub(crate) owner: Owner,
-    pub(crate) votes: VoteFile,
+/// Where the log ends.
+pub(crate) struct Tail {
     pub(crate) active: Arc<Segment>,
     /// End of what is durable in the active segment.
     pub(crate) synced: u64,
@@ -84,6 +80,18 @@ pub(crate) struct Writer {
     pub(crate) next: u64,
     /// Segment of the latest purge record.
     pub(crate) purge_segment: u64,
+}
+
+/// The state of the writer thread. The first fields are as in [`Tail`].
+pub(crate) struct Writer {
+    shared: Arc<Shared>,
+    queue: Receiver<Op>,
+    owner: Owner,
+    votes: VoteFile,
+    active: Arc<Segment>,
+    synced: u64,
+    next: u64,
+    purge_segment: u64,
     buf: Vec<u8>,
     moves: Vec<Move>,
     done: Vec<Done>,
@@ -97,20 +105,17 @@ impl Writer {
         queue: Receiver<Op>,
         owner: Owner,
         votes: VoteFile,
-        active: Arc<Segment>,
-        synced: u64,
-        next: u64,
-        purge_segment: u64,
+        tail: Tail,
     ) -> Self {
         Writer {
             shared,
             queue,
             owner,
             votes,
-            active,
-            synced,
-            next,
-            purge_segment,
+            active: tail.active,
+            synced: tail.synced,
+            next: tail.next,
+            purge_segment: tail.purge_segment,
             buf: Vec::new(),
             moves: Vec::new(),
             done: Vec::new(),
@@ -246,7 +251,10 @@ impl Writer {
         if kind.is_entry() {
             let offset = u32::try_from(offset / record::ALIGN as u64);
             let offset = offset.map_err(|_| io::Error::other("segment too long"))?;
-            self.moves.push(Move::Push(position.index, Place { segment: self.active.sequence as u32, offset, len }));
+            self.moves.push(Move::Push(
+                position.index,
+                Place { segment: self.active.sequence as u32, offset, len },
+            ));
         }
         Ok(())
     }
@@ -311,11 +319,11 @@ impl Writer {
         if let Err(e) = &result {
             self.fail(e);
         } else {
-            let durable = self.shared.state().places.next().checked_sub(1).unwrap_or_default();
+            let durable = self.shared.state().places.next().saturating_sub(1);
             self.shared.flushed.send_if_modified(|f| std::mem::replace(f, durable) != durable);
         }
         for done in std::mem::take(&mut self.done) {
-            let result = result.as_ref().map(|()| ()).map_err(|e| io::Error::new(e.kind(), e.to_string()));
+            let result = result.as_ref().copied().map_err(|e| io::Error::new(e.kind(), e.to_string()));
             match done {
                 Done::Flushed(f) => f.io_completed(result),
                 // Who waits for this may have given up; that is his affair.

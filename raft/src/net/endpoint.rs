@@ -9,8 +9,10 @@
 //! | streams | 256 bidirectional, 0 unidirectional | bounds what one peer can have under way |
 //! | datagrams | off | not used |
 
-use std::sync::Arc;
-use std::time::Duration;
+use std::net::{SocketAddr, UdpSocket};
+use std::os::fd::AsRawFd;
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
 
 use quinn::crypto::rustls::{QuicClientConfig, QuicServerConfig};
 
@@ -25,8 +27,75 @@ pub(crate) fn idle_timeout(config: &RaftConfig) -> Duration {
     (config.election_max * 2).clamp(Duration::from_secs(2), Duration::from_secs(30))
 }
 
+/// Bytes of socket buffer asked for, each way.
+const SOCKET_BUFFER: libc::c_int = 4 << 20;
+/// How long to wait for an address that a predecessor is just giving up.
+const BIND_PATIENCE: Duration = Duration::from_secs(5);
+
+/// The endpoint, until it is closed. All handles to the socket are behind this, so that closing frees the address.
+pub(crate) struct Endpoint {
+    current: Mutex<Option<quinn::Endpoint>>,
+    addr: SocketAddr,
+}
+
+impl Endpoint {
+    /// The endpoint, unless closed.
+    pub(crate) fn get(&self) -> Option<quinn::Endpoint> {
+        self.current.lock().unwrap_or_else(|e| e.into_inner()).clone()
+    }
+
+    /// The bound address.
+    pub(crate) fn local_addr(&self) -> SocketAddr {
+        self.addr
+    }
+
+    /// Closes all connections, and waits a little for the peers to learn of it.
+    pub(crate) async fn close(&self) {
+        let current = self.current.lock().unwrap_or_else(|e| e.into_inner()).take();
+        if let Some(endpoint) = current {
+            endpoint.close(0u32.into(), b"shutdown");
+            let _ = tokio::time::timeout(Duration::from_secs(2), endpoint.wait_idle()).await;
+        }
+    }
+}
+
+/// Asks for socket buffers that hold a burst of appends: what overflows them is lost, and loss costs milliseconds.
+/// The system's limits (`net.core.rmem_max`, `wmem_max`) apply, unless the process may exceed them.
+fn enlarge_buffers(socket: &UdpSocket) {
+    let size: libc::c_int = SOCKET_BUFFER;
+    let set = |option: libc::c_int| {
+        // SAFETY: the descriptor is open for as long as `socket` is borrowed; the value is a C int that lives across
+        // the call, and its size is passed along.
+        unsafe {
+            libc::setsockopt(
+                socket.as_raw_fd(),
+                libc::SOL_SOCKET,
+                option,
+                std::ptr::from_ref(&size).cast(),
+                size_of::<libc::c_int>() as libc::socklen_t,
+            ) == 0
+        }
+    };
+    for (force, plain) in [(libc::SO_RCVBUFFORCE, libc::SO_RCVBUF), (libc::SO_SNDBUFFORCE, libc::SO_SNDBUF)] {
+        // The first needs a privilege. Smaller buffers only cost speed.
+        let _ = set(force) || set(plain);
+    }
+}
+
+async fn bind_socket(addr: SocketAddr) -> std::io::Result<UdpSocket> {
+    let start = Instant::now();
+    loop {
+        match UdpSocket::bind(addr) {
+            Err(e) if e.kind() == std::io::ErrorKind::AddrInUse && start.elapsed() < BIND_PATIENCE => {
+                tokio::time::sleep(Duration::from_millis(20)).await;
+            }
+            done => return done,
+        }
+    }
+}
+
 /// A bound endpoint: server and client in one socket.
-pub(crate) fn bind(config: &RaftConfig) -> Result<quinn::Endpoint, StartError> {
+pub(crate) async fn bind(config: &RaftConfig) -> Result<Endpoint, StartError> {
     let network = |what: &str, e: &dyn std::fmt::Display| StartError::Network(format!("{what}: {e}"));
     let tls = Tls::new(&config.key, config.node_id).map_err(|e| network("certificates", &e))?;
     let transport = Arc::new(transport(config)?);
@@ -37,12 +106,18 @@ pub(crate) fn bind(config: &RaftConfig) -> Result<quinn::Endpoint, StartError> {
     let crypto = QuicClientConfig::try_from(tls.client).map_err(|e| network("TLS", &e))?;
     let mut client = quinn::ClientConfig::new(Arc::new(crypto));
     client.transport_config(transport);
-    let socket = std::net::UdpSocket::bind(config.listen).map_err(|e| network(&config.listen.to_string(), &e))?;
-    let runtime = quinn::default_runtime().ok_or_else(|| network("runtime", &"not inside a tokio runtime"))?;
-    let endpoint = quinn::Endpoint::new(quinn::EndpointConfig::default(), Some(server), socket, runtime);
+    let socket = bind_socket(config.listen).await.map_err(|e| network(&config.listen.to_string(), &e))?;
+    let runtime =
+        quinn::default_runtime().ok_or_else(|| network("runtime", &"not inside a tokio runtime"))?;
+    enlarge_buffers(&socket);
+    let addr = socket.local_addr().map_err(|e| network("address", &e))?;
+    // A node that was restarted can then tell its peers that it doesn't know their old connections.
+    let reset_key = ring::hmac::Key::new(ring::hmac::HMAC_SHA256, &config.key.reset_key(config.node_id));
+    let endpoint_config = quinn::EndpointConfig::new(Arc::new(reset_key));
+    let endpoint = quinn::Endpoint::new(endpoint_config, Some(server), socket, runtime);
     let mut endpoint = endpoint.map_err(|e| network(&config.listen.to_string(), &e))?;
     endpoint.set_default_client_config(client);
-    Ok(endpoint)
+    Ok(Endpoint { current: Mutex::new(Some(endpoint)), addr })
 }
 
 fn transport(config: &RaftConfig) -> Result<quinn::TransportConfig, StartError> {
@@ -56,7 +131,9 @@ fn transport(config: &RaftConfig) -> Result<quinn::TransportConfig, StartError> 
         .receive_window(var(window * 4)?)
         .send_window(window * 4)
         .initial_rtt(Duration::from_millis(20))
-        .max_idle_timeout(Some(idle.try_into().map_err(|e| StartError::Network(format!("idle timeout: {e}")))?))
+        .max_idle_timeout(Some(
+            idle.try_into().map_err(|e| StartError::Network(format!("idle timeout: {e}")))?,
+        ))
         .keep_alive_interval(Some(idle / 3))
         .datagram_receive_buffer_size(None);
     Ok(t)

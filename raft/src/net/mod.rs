@@ -9,6 +9,7 @@
 pub(crate) mod client;
 pub(crate) mod codec;
 pub(crate) mod endpoint;
+pub(crate) mod frame;
 pub(crate) mod link;
 pub(crate) mod server;
 pub(crate) mod tls;

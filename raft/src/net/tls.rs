@@ -14,7 +14,8 @@
 use std::sync::Arc;
 
 use rcgen::{
-    BasicConstraints, CertificateParams, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair, KeyUsagePurpose,
+    BasicConstraints, CertificateParams, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair,
+    KeyUsagePurpose,
 };
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer};
 use rustls::server::WebPkiClientVerifier;
@@ -49,7 +50,8 @@ impl Tls {
         let validity = (rcgen::date_time_ymd(1975, 1, 1), rcgen::date_time_ymd(4096, 1, 1));
         let mut der = PKCS8_ED25519.to_vec();
         der.extend_from_slice(&key.ca_seed());
-        let ca_key = KeyPair::from_pkcs8_der_and_sign_algo(&PrivatePkcs8KeyDer::from(der), &rcgen::PKCS_ED25519);
+        let ca_key =
+            KeyPair::from_pkcs8_der_and_sign_algo(&PrivatePkcs8KeyDer::from(der), &rcgen::PKCS_ED25519);
         let ca_key = ca_key.map_err(text)?;
         let mut params = CertificateParams::default();
         params.is_ca = IsCa::Ca(BasicConstraints::Constrained(0));
@@ -62,7 +64,8 @@ impl Tls {
         let leaf_key = KeyPair::generate_for(&rcgen::PKCS_ED25519).map_err(text)?;
         let mut params = CertificateParams::new(vec![node_name(id), ANY_NODE.to_string()]).map_err(text)?;
         params.distinguished_name.push(DnType::CommonName, node_name(id));
-        params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth, ExtendedKeyUsagePurpose::ClientAuth];
+        params.extended_key_usages =
+            vec![ExtendedKeyUsagePurpose::ServerAuth, ExtendedKeyUsagePurpose::ClientAuth];
         (params.not_before, params.not_after) = validity;
         let leaf = params.signed_by(&leaf_key, &issuer).map_err(text)?;
 
@@ -100,7 +103,8 @@ impl Tls {
 /// The node id in a verified peer certificate.
 pub(crate) fn node_id_of(cert: &CertificateDer<'_>) -> Option<NodeId> {
     let cert = webpki::EndEntityCert::try_from(cert).ok()?;
-    let mut ids = cert.valid_dns_names().filter_map(|n| n.strip_prefix("node-")?.strip_suffix(".quire")?.parse().ok());
+    let mut ids =
+        cert.valid_dns_names().filter_map(|n| n.strip_prefix("node-")?.strip_suffix(".quire")?.parse().ok());
     let id = ids.next()?;
     // One certificate is one node.
     if ids.next().is_some() || id == 0 { None } else { Some(id) }

@@ -212,6 +212,12 @@ pub fn backfilled(region0: &Region) -> FrameNo {
     FrameNo(region0[BACKFILL].load(Ordering::Acquire))
 }
 
+/// Says that nothing is backfilled. For a log whose start was cut short by its writer's death: the header was
+/// published and the count still speaks of the log before.
+pub fn clear_backfilled(region0: &Region) {
+    region0[BACKFILL].store(0, Ordering::Release);
+}
+
 /// Sets the checkpoint info as SQLite does for a fresh or restarted log: nothing backfilled, slot 0 for
 /// readers of the file alone, slot 1 at `max_frame`, the others unused.
 ///

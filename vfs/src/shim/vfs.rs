@@ -306,7 +306,7 @@ unsafe extern "C" fn x_open(
     unsafe {
         (*file).methods = std::ptr::null();
         let vfs = ours(vfs);
-        let code = file::guard(SQLITE_CANTOPEN, || {
+        file::guard(SQLITE_CANTOPEN, || {
             if !name.is_null() && flags & SQLITE_OPEN_WAL != 0 {
                 let database = (vfs.api.filename_database)(name);
                 let connection = vfs.open_files().get(&(database as usize)).cloned();
@@ -341,11 +341,7 @@ unsafe extern "C" fn x_open(
                 vfs.open_files().insert(name as usize, connection);
             }
             code
-        });
-        if code != SQLITE_OK && (*file).methods.is_null() {
-            return code;
-        }
-        code
+        })
     }
 }
 

@@ -1,0 +1,130 @@
+//! The HTTP API: so far what tells about a node and proves its databases. The shapes of `/readyz`, `/status`
+//! and `/nodes` are those of rqlite v10, so that its tools can read them.
+//!
+//! | path | method | answer |
+//! |---|---|---|
+//! | `/readyz` | GET | 200 or 503, lines such as `[+]leader ok`; `noleader` leaves the leader out |
+//! | `/status` | GET | JSON; `key=a.b` selects, `pretty` indents |
+//! | `/nodes` | GET | JSON map by id, `ver=2` a list; `nonvoters`, `timeout=5s` |
+//! | `/verify` | POST | appends a verification, `files` with file hashes; `{"index":N}` |
+//! | `/verify?index=N` | GET | what this node's databases were at that entry |
+
+pub mod status;
+pub mod verify;
+
+use crate::node::Node;
+use axum::extract::{Request, State};
+use axum::http::{HeaderValue, StatusCode, header};
+use axum::middleware::{self, Next};
+use axum::response::{IntoResponse, Response};
+use axum::routing::get;
+use axum::{Json, Router};
+use serde_json::{Value, json};
+use std::sync::Arc;
+use std::time::Duration;
+
+/// The version that clients of rqlite are told.
+pub const RQLITE_VERSION: &str = concat!("v10.0.0-quire-", env!("CARGO_PKG_VERSION"));
+/// No request of this API takes longer.
+const DEADLINE: Duration = Duration::from_secs(60);
+
+/// The routes.
+pub fn router(node: Arc<Node>) -> Router {
+    Router::new()
+        .route("/readyz", get(status::readyz))
+        .route("/status", get(status::status))
+        .route("/nodes", get(status::nodes))
+        .route("/verify", get(verify::result).post(verify::start))
+        .fallback(|| async { error(StatusCode::NOT_FOUND, "there is no such path") })
+        .method_not_allowed_fallback(|| async {
+            error(StatusCode::METHOD_NOT_ALLOWED, "this path does not take this method")
+        })
+        .layer(middleware::from_fn(common))
+        .with_state(node)
+}
+
+/// What every request has in common: a deadline, rqlite's version header, OPTIONS.
+async fn common(request: Request, next: Next) -> Response {
+    let mut response = if request.method() == axum::http::Method::OPTIONS {
+        StatusCode::OK.into_response()
+    } else {
+        match tokio::time::timeout(DEADLINE, next.run(request)).await {
+            Ok(response) => response,
+            Err(_) => error(StatusCode::REQUEST_TIMEOUT, "the request took too long"),
+        }
+    };
+    response.headers_mut().insert("x-rqlite-version", HeaderValue::from_static(RQLITE_VERSION));
+    response
+}
+
+/// An error as JSON.
+fn error(code: StatusCode, message: &str) -> Response {
+    (code, Json(json!({ "error": message }))).into_response()
+}
+
+/// JSON, indented if asked for.
+fn body(value: &Value, pretty: bool) -> Response {
+    let text = if pretty { serde_json::to_string_pretty(value) } else { serde_json::to_string(value) };
+    let kind = [(header::CONTENT_TYPE, "application/json; charset=utf-8")];
+    (kind, text.unwrap_or_default()).into_response()
+}
+
+/// Query parameters; a bare key counts as true.
+#[derive(Debug, Default)]
+struct Params(Vec<(String, String)>);
+
+impl Params {
+    fn get(&self, key: &str) -> Option<&str> {
+        self.0.iter().find(|(k, _)| k == key).map(|(_, v)| v.as_str())
+    }
+
+    fn flag(&self, key: &str) -> bool {
+        self.get(key).is_some_and(|value| !matches!(value, "false" | "0"))
+    }
+
+    /// A duration as Go writes it: `500ms`, `2s`, `1m`.
+    fn duration(&self, key: &str) -> Result<Option<Duration>, String> {
+        let Some(text) = self.get(key) else { return Ok(None) };
+        let bad = || format!("{key}={text}: give a duration such as 500ms, 2s or 1m");
+        let split = text.find(|c: char| !c.is_ascii_digit() && c != '.').ok_or_else(bad)?;
+        let (number, unit) = text.split_at(split);
+        let number: f64 = number.parse().map_err(|_| bad())?;
+        let seconds = match unit {
+            "ms" => number / 1000.0,
+            "s" => number,
+            "m" => number * 60.0,
+            "h" => number * 3600.0,
+            _ => return Err(bad()),
+        };
+        Duration::try_from_secs_f64(seconds).map(Some).map_err(|_| bad())
+    }
+}
+
+impl<S: Send + Sync> axum::extract::FromRequestParts<S> for Params {
+    type Rejection = std::convert::Infallible;
+
+    async fn from_request_parts(parts: &mut axum::http::request::Parts, state: &S) -> Result<Params, Self::Rejection> {
+        let query = axum::extract::Query::<Vec<(String, String)>>::from_request_parts(parts, state).await;
+        Ok(Params(query.map(|axum::extract::Query(pairs)| pairs).unwrap_or_default()))
+    }
+}
+
+type NodeState = State<Arc<Node>>;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn durations_and_flags() {
+        let params = |text: &str| Params(vec![("timeout".into(), text.into()), ("pretty".into(), String::new())]);
+        assert_eq!(params("500ms").duration("timeout"), Ok(Some(Duration::from_millis(500))));
+        assert_eq!(params("1.5s").duration("timeout"), Ok(Some(Duration::from_millis(1500))));
+        assert_eq!(params("2m").duration("timeout"), Ok(Some(Duration::from_secs(120))));
+        for bad in ["", "5", "s", "-1s", "1e400s", "5 s"] {
+            assert!(params(bad).duration("timeout").is_err(), "{bad}");
+        }
+        assert_eq!(params("1s").duration("other"), Ok(None));
+        assert!(params("").flag("pretty") && !params("").flag("other"));
+    }
+}

@@ -1,0 +1,201 @@
+//! `/readyz`, `/status` and `/nodes`.
+
+use super::{NodeState, Params, RQLITE_VERSION, body, error};
+use crate::node::Node;
+use axum::extract::State;
+use axum::http::StatusCode;
+use axum::response::{IntoResponse, Response};
+use quire_raft::{RaftStatus, ServerState};
+use serde_json::{Map, Value, json};
+use std::sync::Arc;
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+
+/// How long `/nodes` waits for another node.
+const REACH: Duration = Duration::from_secs(2);
+
+/// Whether the node serves: 200, or 503 and what is missing.
+pub(super) async fn readyz(State(node): NodeState, params: Params) -> Response {
+    let status = node.raft_status();
+    let mut lines = Vec::new();
+    let mut ok = true;
+    let mut line = |what: &str, fault: Option<String>| {
+        ok &= fault.is_none();
+        lines.push(match fault {
+            None => format!("[+]{what} ok"),
+            Some(why) => format!("[-]{what} {why}"),
+        });
+    };
+    line("node", status.running.clone().err());
+    if !params.flag("noleader") {
+        line("leader", status.leader.is_none().then(|| "not known".to_owned()));
+    }
+    line("store", (!node.is_ready()).then(|| "is reading the log again".to_owned()));
+    for database in node.registry().all().iter().map(|db| db.status()) {
+        if let Some(why) = database.fenced {
+            line(&format!("database {}", database.name), Some(why));
+        }
+    }
+    if let Some(why) = node.disk_full() {
+        line("disk", Some(why));
+    }
+    let code = if ok { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
+    (code, lines.join("\n") + "\n").into_response()
+}
+
+/// Everything that there is to say of the node.
+pub(super) async fn status(State(node): NodeState, params: Params) -> Response {
+    let mut value = describe(&node);
+    if let Some(path) = params.get("key") {
+        for key in path.split('.') {
+            value = match value.get(key) {
+                Some(found) => found.clone(),
+                None => return error(StatusCode::NOT_FOUND, &format!("there is no key {path:?} in the status")),
+            };
+        }
+    }
+    body(&value, params.flag("pretty"))
+}
+
+fn describe(node: &Arc<Node>) -> Value {
+    let status = node.raft_status();
+    let config = node.config();
+    let (started, uptime) = node.started();
+    let databases: Vec<_> = node.registry().all().iter().map(|db| db.status()).collect();
+    let main = databases.iter().find(|db| db.name == "main");
+    let leader = status.leader.and_then(|id| Some((id, status.peers.get(&id)?.raft_addr.clone())));
+    let nodes: Vec<Value> = status
+        .peers
+        .iter()
+        .map(|(id, peer)| {
+            let suffrage = if status.voters.contains(id) { "voter" } else { "nonvoter" };
+            json!({ "id": id.to_string(), "addr": peer.raft_addr, "suffrage": suffrage })
+        })
+        .collect();
+    json!({
+        "build": { "version": RQLITE_VERSION, "quire": env!("CARGO_PKG_VERSION") },
+        "http": { "bind_addr": config.http_addr.to_string(), "auth": "disabled", "tls": { "enabled": "false" } },
+        "node": { "start_time": rfc3339(started), "uptime": format!("{}s", uptime.as_secs()) },
+        "os": { "os": std::env::consts::OS, "arch": std::env::consts::ARCH, "pid": std::process::id() },
+        "store": {
+            "node_id": node.id().to_string(),
+            "addr": config.raft_adv_addr,
+            "cluster_id": node.cluster_id(),
+            "dir": config.data_dir.display().to_string(),
+            "leader": leader.map(|(id, addr)| json!({ "node_id": id.to_string(), "addr": addr })),
+            "nodes": nodes,
+            "fsm_index": status.applied_index,
+            "db_applied_index": main.map(|db| db.index),
+            "ready": node.is_ready(),
+            "raft": raft(&status),
+            "sqlite3": {
+                "version": rusqlite::version(),
+                "path": main.map(|db| node.registry().directory().join(format!("{}.db", db.name))),
+                "db_size": main.map(|db| u64::from(db.pages) * u64::from(db.page_size)),
+            },
+            "disk_full": node.disk_full(),
+            "databases": databases,
+        },
+    })
+}
+
+fn raft(status: &RaftStatus) -> Value {
+    let state = match status.state {
+        ServerState::Leader => "Leader",
+        ServerState::Candidate => "Candidate",
+        ServerState::Follower | ServerState::Learner => "Follower",
+        ServerState::Shutdown => "Shutdown",
+    };
+    json!({
+        "state": state,
+        "voter": status.voters.contains(&status.node_id),
+        "term": status.term,
+        "commit_index": status.committed_index,
+        "applied_index": status.applied_index,
+        "last_log_index": status.last_log_index,
+        "last_snapshot_index": status.snapshot_index.unwrap_or(0),
+        "purged_index": status.purged_index,
+        "replication": status.replication,
+        "running": status.running.clone().err().unwrap_or_else(|| "ok".into()),
+    })
+}
+
+/// The members of the cluster, and whether this node reaches their HTTP.
+pub(super) async fn nodes(State(node): NodeState, params: Params) -> Response {
+    let timeout = match params.duration("timeout") {
+        Ok(timeout) => timeout.unwrap_or(REACH),
+        Err(why) => return error(StatusCode::BAD_REQUEST, &why),
+    };
+    let status = node.raft_status();
+    let members = status.peers.iter().filter(|(id, _)| params.flag("nonvoters") || status.voters.contains(id));
+    let probes = members.map(|(id, peer)| {
+        let (id, peer, leader) = (*id, peer.clone(), status.leader == Some(*id));
+        let voter = status.voters.contains(&id);
+        let is_self = id == node.id();
+        async move {
+            let began = Instant::now();
+            let reached = if is_self { Ok(()) } else { reach(&peer.http_addr, timeout).await };
+            let mut entry = json!({
+                "id": id.to_string(),
+                "api_addr": format!("http://{}", peer.http_addr),
+                "addr": peer.raft_addr,
+                "version": RQLITE_VERSION,
+                "voter": voter,
+                "reachable": reached.is_ok(),
+                "leader": leader,
+                "time": began.elapsed().as_secs_f64(),
+            });
+            if let Err(why) = reached {
+                entry["error"] = Value::String(why);
+            }
+            entry
+        }
+    });
+    let entries = futures_util::future::join_all(probes).await;
+    let value = if params.get("ver") == Some("2") {
+        json!({ "nodes": entries })
+    } else {
+        let by_id = entries.into_iter().map(|mut entry| {
+            let id = entry["id"].take().as_str().unwrap_or_default().to_owned();
+            entry["id"] = Value::String(id.clone());
+            (id, entry)
+        });
+        Value::Object(by_id.collect::<Map<_, _>>())
+    };
+    body(&value, params.flag("pretty"))
+}
+
+async fn reach(address: &str, timeout: Duration) -> Result<(), String> {
+    match tokio::time::timeout(timeout, tokio::net::TcpStream::connect(address)).await {
+        Ok(Ok(_)) => Ok(()),
+        Ok(Err(error)) => Err(error.to_string()),
+        Err(_) => Err(format!("no answer within {timeout:?}")),
+    }
+}
+
+/// A time as RFC 3339 has it, in UTC. The calendar is computed as in "chrono-compatible low-level date
+/// algorithms" (`civil_from_days`).
+fn rfc3339(time: SystemTime) -> String {
+    let seconds = time.duration_since(UNIX_EPOCH).map_or(0, |d| d.as_secs());
+    let (days, rest) = (seconds / 86_400, seconds % 86_400);
+    let z = days + 719_468;
+    let (era, doe) = (z / 146_097, z % 146_097);
+    let yoe = (doe - doe / 1460 + doe / 36_524 - doe / 146_096) / 365;
+    let doy = doe - (365 * yoe + yoe / 4 - yoe / 100);
+    let mp = (5 * doy + 2) / 153;
+    let (day, month) = (doy - (153 * mp + 2) / 5 + 1, if mp < 10 { mp + 3 } else { mp - 9 });
+    let year = yoe + era * 400 + u64::from(month <= 2);
+    format!("{year:04}-{month:02}-{day:02}T{:02}:{:02}:{:02}Z", rest / 3600, rest / 60 % 60, rest % 60)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn times_are_rfc3339() {
+        let at = |seconds| rfc3339(UNIX_EPOCH + Duration::from_secs(seconds));
+        assert_eq!(at(0), "1970-01-01T00:00:00Z");
+        assert_eq!(at(951_782_400), "2000-02-29T00:00:00Z");
+        assert_eq!(at(1_795_437_123), "2026-11-23T12:32:03Z");
+    }
+}

@@ -1,0 +1,227 @@
+//! What a user may write on the command line, in the environment (`QUIRE_*`) and in a TOML file. Raw: what
+//! it comes to is decided in [`crate::config`].
+
+use clap::{Args, Parser, Subcommand};
+use serde::Deserialize;
+use std::net::SocketAddr;
+use std::path::PathBuf;
+
+/// Quire makes SQLite apps highly available: it replicates each committed transaction's pages by Raft.
+#[derive(Debug, Parser)]
+#[command(name = "quire", version, max_term_width = 100)]
+pub struct Cli {
+    #[command(subcommand)]
+    pub command: Command,
+    /// Log filter, such as `info` or `quire_node=debug`.
+    #[arg(long, global = true, env = "QUIRE_LOG", default_value = "info", value_name = "FILTER")]
+    pub log: String,
+    /// Write log lines as JSON.
+    #[arg(long, global = true, env = "QUIRE_LOG_JSON")]
+    pub log_json: bool,
+}
+
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Run a node.
+    Node(Box<NodeArgs>),
+    /// Show a three-node cluster at work: a stock SQLite app, a killed leader, a verified end.
+    Demo(DemoArgs),
+    /// Show a cluster's nodes and databases.
+    Status(ClientArgs),
+    /// Prove that all nodes hold the same databases.
+    Verify(VerifyArgs),
+    /// Look into files without a running node.
+    Inspect(InspectArgs),
+    /// Measure commits through the VFS against plain SQLite.
+    Bench(BenchArgs),
+    /// An app of the demo and the tests; not for other use.
+    #[command(hide = true)]
+    Host(HostArgs),
+}
+
+/// Flags of `quire node`. The TOML file has the same names, with `_` for `-`.
+#[derive(Clone, Debug, Default, Args, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct NodeArgs {
+    /// Read further settings from a TOML file; flags and environment go first.
+    #[arg(long, env = "QUIRE_CONFIG", value_name = "FILE")]
+    #[serde(skip)]
+    pub config: Option<PathBuf>,
+    /// Directory for everything that the node keeps.
+    #[arg(long, env = "QUIRE_DATA_DIR", value_name = "DIR")]
+    pub data_dir: Option<PathBuf>,
+    /// The node's id: a number that no other node has or ever had.
+    #[arg(long, env = "QUIRE_NODE_ID", value_name = "N")]
+    pub node_id: Option<u64>,
+    /// Listen here for HTTP [default: 127.0.0.1:4001].
+    #[arg(long, env = "QUIRE_HTTP_ADDR", value_name = "ADDR")]
+    pub http_addr: Option<SocketAddr>,
+    /// Listen here for other nodes, on UDP [default: 127.0.0.1:4002].
+    #[arg(long, env = "QUIRE_RAFT_ADDR", value_name = "ADDR")]
+    pub raft_addr: Option<SocketAddr>,
+    /// Address of HTTP for others [default: as --http-addr].
+    #[arg(long, env = "QUIRE_HTTP_ADV_ADDR", value_name = "HOST:PORT")]
+    pub http_adv_addr: Option<String>,
+    /// Address for other nodes [default: as --raft-addr].
+    #[arg(long, env = "QUIRE_RAFT_ADV_ADDR", value_name = "HOST:PORT")]
+    pub raft_adv_addr: Option<String>,
+    /// Join the cluster of these nodes; or, with --bootstrap-expect, start one with them.
+    #[arg(long, env = "QUIRE_JOIN", value_name = "RAFT_ADDR", value_delimiter = ',')]
+    pub join: Vec<String>,
+    /// Start a new cluster as soon as this many nodes have met.
+    #[arg(long, env = "QUIRE_BOOTSTRAP_EXPECT", value_name = "N")]
+    pub bootstrap_expect: Option<usize>,
+    /// Join as a read replica that does not vote.
+    #[arg(long, env = "QUIRE_NON_VOTER")]
+    pub non_voter: bool,
+    /// The cluster's key: 32 random bytes, the same on all nodes, mode 0600 [default: DIR/cluster.key].
+    #[arg(long, env = "QUIRE_CLUSTER_KEY", value_name = "FILE")]
+    pub cluster_key: Option<PathBuf>,
+    /// Let members of this group open databases, too.
+    #[arg(long, env = "QUIRE_SOCKET_GROUP", value_name = "GROUP")]
+    pub socket_group: Option<String>,
+    /// How long a COMMIT may wait for its outcome [default: 10000].
+    #[arg(long, env = "QUIRE_COMMIT_TIMEOUT_MS", value_name = "MS")]
+    pub commit_timeout_ms: Option<u64>,
+    /// Interval of the leader's heartbeats [default: 100].
+    #[arg(long, env = "QUIRE_HEARTBEAT_MS", value_name = "MS")]
+    pub heartbeat_ms: Option<u64>,
+    /// Shortest election timeout; the longest is twice that [default: 500].
+    #[arg(long, env = "QUIRE_ELECTION_TIMEOUT_MS", value_name = "MS")]
+    pub election_timeout_ms: Option<u64>,
+    /// Size of a segment of the Raft log [default: 64].
+    #[arg(long, env = "QUIRE_LOG_SEGMENT_MIB", value_name = "MIB")]
+    pub log_segment_mib: Option<u64>,
+    /// Checkpoint a database when its WAL holds this much [default: 16].
+    #[arg(long, env = "QUIRE_CHECKPOINT_MIB", value_name = "MIB")]
+    pub checkpoint_mib: Option<u64>,
+}
+
+impl NodeArgs {
+    /// Fills in from `file` what neither flag nor environment gave.
+    pub fn or(self, file: NodeArgs) -> NodeArgs {
+        NodeArgs {
+            config: self.config,
+            data_dir: self.data_dir.or(file.data_dir),
+            node_id: self.node_id.or(file.node_id),
+            http_addr: self.http_addr.or(file.http_addr),
+            raft_addr: self.raft_addr.or(file.raft_addr),
+            http_adv_addr: self.http_adv_addr.or(file.http_adv_addr),
+            raft_adv_addr: self.raft_adv_addr.or(file.raft_adv_addr),
+            join: if self.join.is_empty() { file.join } else { self.join },
+            bootstrap_expect: self.bootstrap_expect.or(file.bootstrap_expect),
+            non_voter: self.non_voter || file.non_voter,
+            cluster_key: self.cluster_key.or(file.cluster_key),
+            socket_group: self.socket_group.or(file.socket_group),
+            commit_timeout_ms: self.commit_timeout_ms.or(file.commit_timeout_ms),
+            heartbeat_ms: self.heartbeat_ms.or(file.heartbeat_ms),
+            election_timeout_ms: self.election_timeout_ms.or(file.election_timeout_ms),
+            log_segment_mib: self.log_segment_mib.or(file.log_segment_mib),
+            checkpoint_mib: self.checkpoint_mib.or(file.checkpoint_mib),
+        }
+    }
+}
+
+/// Flags of every command that asks a running node.
+#[derive(Clone, Debug, Args)]
+pub struct ClientArgs {
+    /// HTTP address of a node.
+    #[arg(long, env = "QUIRE_HTTP_ADDR", default_value = "127.0.0.1:4001", value_name = "HOST:PORT")]
+    pub http_addr: String,
+    /// Print JSON.
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// Flags of `quire verify`.
+#[derive(Clone, Debug, Args)]
+pub struct VerifyArgs {
+    #[command(flatten)]
+    pub client: ClientArgs,
+    /// Also checkpoint every database on every node, and compare SHA-256 of the files. Writers wait meanwhile.
+    #[arg(long)]
+    pub files: bool,
+    /// How long to wait for the nodes, in seconds.
+    #[arg(long, default_value_t = 30, value_name = "S")]
+    pub timeout: u64,
+}
+
+/// Flags of `quire inspect`.
+#[derive(Clone, Debug, Args)]
+pub struct InspectArgs {
+    #[command(subcommand)]
+    pub what: Inspect,
+}
+
+#[derive(Clone, Debug, Subcommand)]
+pub enum Inspect {
+    /// The frames of a WAL file.
+    Wal {
+        /// The file, such as `DIR/db/main.db-wal`.
+        file: PathBuf,
+        /// Print JSON lines.
+        #[arg(long)]
+        json: bool,
+    },
+    /// The segments and records of a Raft log, and the vote.
+    Log {
+        /// The directory, such as `DIR/raft`.
+        dir: PathBuf,
+        /// Print JSON lines.
+        #[arg(long)]
+        json: bool,
+    },
+    /// What a node knows about a database: its side file.
+    Db {
+        /// The database file, such as `DIR/db/main.db`.
+        file: PathBuf,
+    },
+}
+
+/// Flags of `quire demo`.
+#[derive(Clone, Debug, Args)]
+pub struct DemoArgs {
+    /// Orders that the app writes.
+    #[arg(long, default_value_t = 600, value_name = "N")]
+    pub orders: u32,
+    /// The loadable extension [default: beside this program].
+    #[arg(long, env = "QUIRE_EXTENSION", value_name = "FILE")]
+    pub extension: Option<PathBuf>,
+    /// Keep the data directories and say where they are.
+    #[arg(long)]
+    pub keep: bool,
+}
+
+/// Flags of `quire bench`.
+#[derive(Clone, Debug, Args)]
+pub struct BenchArgs {
+    /// Number of nodes.
+    #[arg(long, default_value_t = 3, value_name = "N")]
+    pub nodes: u32,
+    /// Seconds per measurement; plain SQLite and Quire take turns.
+    #[arg(long, default_value_t = 2, value_name = "S")]
+    pub seconds: u64,
+    /// Turns of each.
+    #[arg(long, default_value_t = 5, value_name = "N")]
+    pub turns: u32,
+    /// The loadable extension [default: beside this program].
+    #[arg(long, env = "QUIRE_EXTENSION", value_name = "FILE")]
+    pub extension: Option<PathBuf>,
+    /// Print JSON.
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// Flags of `quire host`.
+#[derive(Clone, Debug, Args)]
+pub struct HostArgs {
+    /// The loadable extension.
+    #[arg(long)]
+    pub extension: Option<PathBuf>,
+    /// The database, as a path or a URI.
+    #[arg(long)]
+    pub database: String,
+    /// What to do, read from standard input line by line if absent.
+    #[arg(long)]
+    pub run: Option<String>,
+}

@@ -1,0 +1,37 @@
+//! The command line.
+
+pub mod bench;
+pub mod client;
+pub mod demo;
+pub mod host;
+pub mod inspect;
+pub mod local;
+pub mod run;
+pub mod status;
+pub mod verify;
+
+use crate::args::{Cli, Command};
+use std::process::ExitCode;
+
+/// Runs a command.
+pub fn run(cli: Cli) -> anyhow::Result<ExitCode> {
+    let logging = || {
+        let filter = tracing_subscriber::EnvFilter::try_new(&cli.log)
+            .map_err(|error| anyhow::anyhow!("--log {:?}: {error}", cli.log))?;
+        let builder = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
+        if cli.log_json { builder.json().init() } else { builder.init() }
+        anyhow::Ok(())
+    };
+    match cli.command {
+        Command::Node(args) => {
+            logging()?;
+            run::node(*args)
+        }
+        Command::Demo(args) => demo::run(&args),
+        Command::Status(args) => status::run(&args),
+        Command::Verify(args) => verify::run(&args),
+        Command::Inspect(args) => inspect::run(&args.what),
+        Command::Bench(args) => bench::run(&args),
+        Command::Host(args) => host::run(&args),
+    }
+}

@@ -1,0 +1,72 @@
+//! `quire node`: runs a node until a signal or a fatal error ends it.
+
+use crate::args::NodeArgs;
+use crate::config::Config;
+use crate::gate::server;
+use crate::node::{Node, NodeError};
+use crate::{api, args};
+use anyhow::Context as _;
+use std::process::ExitCode;
+use std::sync::Arc;
+use tokio::net::TcpListener;
+use tokio::runtime::Builder;
+use tokio::signal::unix::{SignalKind, signal};
+use tracing::info;
+
+/// Runs a node.
+pub fn node(args: NodeArgs) -> anyhow::Result<ExitCode> {
+    let args = match &args.config {
+        None => args,
+        Some(path) => {
+            let text = std::fs::read_to_string(path).with_context(|| path.display().to_string())?;
+            let file: args::NodeArgs = toml::from_str(&text).with_context(|| path.display().to_string())?;
+            args.or(file)
+        }
+    };
+    let config = Config::new(args)?;
+    // Two runtimes, so that no flood of HTTP requests can keep a heartbeat waiting.
+    let raft = Builder::new_multi_thread().worker_threads(2).thread_name("quire-raft").enable_all().build()?;
+    let http = Builder::new_multi_thread().worker_threads(2).thread_name("quire-http").enable_all().build()?;
+    let code = raft.block_on(async {
+        let node = Node::start(config).await?;
+        let listener = {
+            let _guard = http.enter();
+            let address = node.config().http_addr;
+            let bound = std::net::TcpListener::bind(address);
+            let bound = bound.with_context(|| format!("can't listen for HTTP on {address}"))?;
+            bound.set_nonblocking(true)?;
+            TcpListener::from_std(bound)?
+        };
+        http.spawn(axum::serve(listener, api::router(node.clone())).into_future());
+        info!(node = node.id(), http = %node.config().http_addr, raft = %node.config().raft_addr, "started");
+        serve(node).await
+    });
+    http.shutdown_background();
+    raft.shutdown_background();
+    code
+}
+
+async fn serve(node: Arc<Node>) -> anyhow::Result<ExitCode> {
+    let mut term = signal(SignalKind::terminate())?;
+    let mut int = signal(SignalKind::interrupt())?;
+    let socket = node.socket_path();
+    let socket = server::bind(&socket, node.config().socket_group.as_deref()).map_err(NodeError::from)?;
+    let gate = tokio::spawn(server::serve(socket, node.clone()));
+    let mut entering = Box::pin(node.enter_cluster());
+    let mut entered = false;
+    let raft = node.raft().clone();
+    let result = loop {
+        tokio::select! {
+            result = &mut entering, if !entered => match result {
+                Ok(()) => entered = true,
+                Err(error) => break Err(error.into()),
+            },
+            why = raft.stopped() => break Err(NodeError::Stopped(why).into()),
+            _ = term.recv() => break Ok(ExitCode::SUCCESS),
+            _ = int.recv() => break Ok(ExitCode::SUCCESS),
+        }
+    };
+    gate.abort();
+    node.stop().await;
+    result
+}

@@ -1,0 +1,139 @@
+//! A node's configuration, validated. What a user may write stands in [`crate::args`].
+
+use crate::args::NodeArgs;
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::time::Duration;
+
+/// A configuration that a node can be started with.
+#[derive(Clone, Debug)]
+pub struct Config {
+    /// Everything that the node keeps.
+    pub data_dir: PathBuf,
+    /// Its id.
+    pub node_id: u64,
+    /// Where HTTP listens.
+    pub http_addr: SocketAddr,
+    /// Where Raft listens (QUIC over UDP).
+    pub raft_addr: SocketAddr,
+    /// Where others reach its HTTP.
+    pub http_adv_addr: String,
+    /// Where others reach its Raft.
+    pub raft_adv_addr: String,
+    /// Raft addresses of nodes to join or to bootstrap with.
+    pub join: Vec<String>,
+    /// Start a new cluster once that many nodes have met.
+    pub bootstrap_expect: Option<usize>,
+    /// Join without a vote.
+    pub non_voter: bool,
+    /// The cluster key's file, if not `DIR/cluster.key`.
+    pub cluster_key: Option<PathBuf>,
+    /// A group that may use the gate's socket.
+    pub socket_group: Option<String>,
+    /// Raft's heartbeat.
+    pub heartbeat: Duration,
+    /// Raft's shortest election timeout; the longest is twice that.
+    pub election_timeout: Duration,
+    /// Size of a log segment, in bytes.
+    pub segment_bytes: u64,
+    /// Bounds on a transaction.
+    pub limits: Limits,
+    /// A WAL with so many bytes of pages is checkpointed.
+    pub checkpoint_bytes: u64,
+}
+
+/// Bounds on one transaction.
+#[derive(Clone, Copy, Debug)]
+pub struct Limits {
+    /// How long an app may wait for an outcome.
+    pub commit_deadline: Duration,
+    /// Bytes of the largest transaction.
+    pub max_transaction: usize,
+}
+
+/// A configuration that can't work.
+#[derive(Debug, thiserror::Error)]
+pub enum ConfigError {
+    /// A flag that must be there is not.
+    #[error("{0} is missing; give it as a flag, in the configuration file or in the environment")]
+    Missing(&'static str),
+    /// A value that can't be used.
+    #[error("{flag}: {reason}")]
+    Value {
+        /// The flag.
+        flag: &'static str,
+        /// What is wrong, and what to do.
+        reason: String,
+    },
+}
+
+impl Config {
+    /// Validates what the user gave.
+    pub fn new(args: NodeArgs) -> Result<Config, ConfigError> {
+        let bad = |flag, reason: String| Err(ConfigError::Value { flag, reason });
+        let data_dir = args.data_dir.ok_or(ConfigError::Missing("--data-dir"))?;
+        let node_id = args.node_id.ok_or(ConfigError::Missing("--node-id"))?;
+        if node_id == 0 {
+            return bad("--node-id", "0 is no node id; ids begin at 1".into());
+        }
+        let http_addr = args.http_addr.unwrap_or(SocketAddr::from(([127, 0, 0, 1], 4001)));
+        let raft_addr = args.raft_addr.unwrap_or(SocketAddr::from(([127, 0, 0, 1], 4002)));
+        let advertised = |flag, given: Option<String>, bound: SocketAddr| match given {
+            Some(text) => match text.rsplit_once(':') {
+                Some((host, port)) if !host.is_empty() && port.parse::<u16>().is_ok() => Ok(text),
+                _ => Err(ConfigError::Value { flag, reason: format!("{text:?} is not HOST:PORT") }),
+            },
+            None if bound.ip().is_unspecified() => Err(ConfigError::Value {
+                flag,
+                reason: format!("needed, since others can't connect to {bound}"),
+            }),
+            None => Ok(bound.to_string()),
+        };
+        let http_adv_addr = advertised("--http-adv-addr", args.http_adv_addr, http_addr)?;
+        let raft_adv_addr = advertised("--raft-adv-addr", args.raft_adv_addr, raft_addr)?;
+        if args.bootstrap_expect == Some(0) {
+            return bad("--bootstrap-expect", "a cluster has at least one node".into());
+        }
+        if args.bootstrap_expect.is_some_and(|n| n > 1) && args.join.is_empty() {
+            return bad("--bootstrap-expect", "needs --join with the Raft addresses of the other nodes".into());
+        }
+        if args.non_voter && args.join.is_empty() {
+            return bad("--non-voter", "needs --join: a cluster's first node votes".into());
+        }
+        let heartbeat = Duration::from_millis(args.heartbeat_ms.unwrap_or(100));
+        let election_timeout = Duration::from_millis(args.election_timeout_ms.unwrap_or(500));
+        if heartbeat.is_zero() || election_timeout < 3 * heartbeat {
+            return bad("--election-timeout-ms", "must be at least three heartbeats".into());
+        }
+        let segment_mib = args.log_segment_mib.unwrap_or(64);
+        if !(1..=1024).contains(&segment_mib) {
+            return bad("--log-segment-mib", format!("{segment_mib} is not from 1 to 1024"));
+        }
+        let deadline = args.commit_timeout_ms.unwrap_or(10_000);
+        if !(100..=600_000).contains(&deadline) {
+            return bad("--commit-timeout-ms", format!("{deadline} is not from 100 to 600000"));
+        }
+        let checkpoint_mib = args.checkpoint_mib.unwrap_or(16);
+        if !(1..=65_536).contains(&checkpoint_mib) {
+            return bad("--checkpoint-mib", format!("{checkpoint_mib} is not from 1 to 65536"));
+        }
+        Ok(Config {
+            data_dir,
+            node_id,
+            http_addr,
+            raft_addr,
+            http_adv_addr,
+            raft_adv_addr,
+            join: args.join,
+            bootstrap_expect: args.bootstrap_expect,
+            non_voter: args.non_voter,
+            cluster_key: args.cluster_key,
+            socket_group: args.socket_group,
+            heartbeat,
+            election_timeout,
+            segment_bytes: segment_mib << 20,
+            limits: Limits { commit_deadline: Duration::from_millis(deadline), max_transaction: 60 << 20 },
+            checkpoint_bytes: checkpoint_mib << 20,
+        })
+    }
+}

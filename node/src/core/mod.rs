@@ -1,0 +1,12 @@
+//! What the node decides, apart from how it finds out and carries it out: sans-io state machines. Events and
+//! the time go in, actions come out.
+//!
+//! | module | the question it answers |
+//! |---|---|
+//! | [`lease`] | who may write a database next |
+//! | [`rule`] | which committed entries change a database (the commit rule) |
+//! | [`recovery`] | what a restarted node makes of the files that it finds |
+
+pub mod lease;
+pub mod recovery;
+pub mod rule;

@@ -1,0 +1,169 @@
+//! The applier: writes a committed transaction's pages into the live WAL of this node, with this node's own
+//! salts and checksums, beside any number of readers. Frames first, then hash tables, then the header; see
+//! [`quire_vfs::format::append`].
+//!
+//! The caller holds the gate lock, so nobody else writes the WAL.
+
+use super::DbError;
+use quire_vfs::fault;
+use quire_vfs::format::append::Appender;
+use quire_vfs::format::wal::{HEADER_SIZE, Salts};
+use quire_vfs::format::wal_index::{self, IndexHeader, WalIndex};
+use quire_vfs::format::{FrameNo, PageNo, PageSize};
+use quire_vfs::holder::{Holder, IndexLock};
+use std::fs::{File, OpenOptions};
+use std::os::unix::fs::FileExt;
+use std::path::{Path, PathBuf};
+
+/// The WAL of one database, for writing.
+#[derive(Debug)]
+pub struct Wal {
+    path: PathBuf,
+    file: File,
+    page_size: PageSize,
+    batch: Vec<u8>,
+}
+
+/// Frames that are in the WAL and the hash tables, and wait to be published.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[must_use]
+pub struct Prepared {
+    /// The header to publish.
+    pub header: IndexHeader,
+}
+
+/// Bytes of frames that are written at once.
+const BATCH: usize = 1 << 20;
+
+/// The WAL of a database file.
+pub fn wal_path(database: &Path) -> PathBuf {
+    let mut path = database.as_os_str().to_owned();
+    path.push("-wal");
+    path.into()
+}
+
+impl Wal {
+    /// Opens the WAL of a database, creating it if need be. The file carries no POSIX locks, so it may be
+    /// opened apart from SQLite.
+    pub fn open(database: &Path, page_size: PageSize) -> Result<Wal, DbError> {
+        let path = wal_path(database);
+        let file = OpenOptions::new().read(true).write(true).create(true).truncate(false).open(&path);
+        let file = file.map_err(DbError::io(&path, "opening it"))?;
+        Ok(Wal { path, file, page_size, batch: Vec::new() })
+    }
+
+    /// Empties the WAL and makes the index one of an empty WAL. Nobody else may be attached, or readers
+    /// must be kept out.
+    pub fn reset(&self, holder: &Holder, db_size: u32) -> Result<(), DbError> {
+        self.file.set_len(0).map_err(DbError::io(&self.path, "truncating it"))?;
+        let region0 = holder.region(0)?;
+        let change = wal_index::recover_header(region0).map_or(0, |header| header.change.wrapping_add(1));
+        wal_index::publish(region0, &IndexHeader { pages: db_size, change, ..IndexHeader::empty() });
+        wal_index::reset_checkpoint_info(region0, FrameNo(0));
+        Ok(())
+    }
+
+    /// Puts the index right after a writer that died: the header, if it stopped between the two copies;
+    /// the count of backfilled frames, if it stopped while it started the log anew.
+    pub fn tidy(&self, holder: &Holder) -> Result<IndexHeader, DbError> {
+        let region0 = holder.region(0)?;
+        let header = wal_index::recover_header(region0).ok_or_else(|| DbError::Index {
+            path: holder.path().to_owned(),
+            reason: "the wal-index has no valid header".into(),
+        })?;
+        if wal_index::backfilled(region0) > header.max_frame {
+            wal_index::clear_backfilled(region0);
+        }
+        Ok(header)
+    }
+
+    /// Starts the log anew if all of it is in the database file and no reader needs it (SQLite's
+    /// `walRestartLog`).
+    fn restart(&self, holder: &Holder, header: IndexHeader) -> Result<IndexHeader, DbError> {
+        let region0 = holder.region(0)?;
+        if header.max_frame.0 == 0 || wal_index::backfilled(region0) != header.max_frame {
+            return Ok(header);
+        }
+        if !holder.try_lock(IndexLock::Readers)? {
+            return Ok(header);
+        }
+        let restarted = IndexHeader { max_frame: FrameNo(0), salts: header.salts.next(random()), ..header };
+        wal_index::publish(region0, &restarted);
+        wal_index::reset_checkpoint_info(region0, FrameNo(0));
+        holder.unlock(IndexLock::Readers);
+        Ok(restarted)
+    }
+
+    /// Writes `pages` as frames and enters them into the hash tables; nothing is visible yet.
+    pub fn prepare<'a>(
+        &mut self,
+        holder: &Holder,
+        pages: impl ExactSizeIterator<Item = (PageNo, &'a [u8])> + Clone,
+        db_size: u32,
+    ) -> Result<Prepared, DbError> {
+        let header = self.tidy(holder)?;
+        let header = self.restart(holder, header)?;
+        let fresh = if header.salts == Salts::default() {
+            let mut salts = Salts::default();
+            salts.0[..4].copy_from_slice(&random().to_be_bytes());
+            salts.0[4..].copy_from_slice(&random().to_be_bytes());
+            salts
+        } else {
+            header.salts
+        };
+        let (mut appender, wal_header) = Appender::new(header, self.page_size, fresh);
+        let written = self.write_frames(&mut appender, wal_header, pages.clone(), db_size);
+        written.map_err(DbError::io(&self.path, "writing frames"))?;
+        fault::point("apply.framed");
+
+        let index_err = DbError::index(holder.path());
+        wal_index::sweep(holder, header.max_frame).map_err(&index_err)?;
+        let first = header.max_frame.0;
+        for (n, (page, _)) in (1u32..).zip(pages) {
+            wal_index::append(holder, FrameNo(first + n), page).map_err(&index_err)?;
+        }
+        fault::point("apply.indexed");
+        Ok(Prepared { header: appender.finish(db_size) })
+    }
+
+    /// Writes the WAL header, if there is one to write, and the frames, some at a time.
+    fn write_frames<'a>(
+        &mut self,
+        appender: &mut Appender,
+        wal_header: Option<[u8; HEADER_SIZE]>,
+        pages: impl ExactSizeIterator<Item = (PageNo, &'a [u8])>,
+        db_size: u32,
+    ) -> std::io::Result<()> {
+        if let Some(bytes) = wal_header {
+            self.file.write_all_at(&bytes, 0)?;
+        }
+        self.batch.clear();
+        let (count, mut start) = (pages.len(), 0);
+        for (n, (page, data)) in pages.enumerate() {
+            let is_last = n + 1 == count;
+            let frame = appender.frame(page, data, if is_last { db_size } else { 0 });
+            if self.batch.is_empty() {
+                start = frame.offset;
+            }
+            self.batch.extend_from_slice(&frame.header);
+            self.batch.extend_from_slice(data);
+            if is_last || self.batch.len() >= BATCH {
+                self.file.write_all_at(&self.batch, start)?;
+                self.batch.clear();
+            }
+        }
+        Ok(())
+    }
+
+    /// Makes prepared frames visible.
+    pub fn publish(&self, holder: &Holder, prepared: Prepared) -> Result<(), DbError> {
+        wal_index::publish(holder.region(0)?, &prepared.header);
+        fault::point("apply.published");
+        Ok(())
+    }
+}
+
+fn random() -> u32 {
+    use std::hash::{BuildHasher, RandomState};
+    RandomState::new().hash_one(std::time::SystemTime::now()) as u32
+}

@@ -1,0 +1,216 @@
+//! Checkpoints: SQLite copies the WAL into the database file, and the durable index moves forward.
+//!
+//! A checkpoint may copy only what this node's log has on disk: a committed entry can still be unsynced
+//! here, and a file that is ahead of the log could not be rebuilt from it. So:
+//!
+//! 1. with the database at rest for a moment, a reader takes a snapshot at entry `I`: its read mark keeps
+//!    SQLite from copying anything newer;
+//! 2. wait until the log is on disk up to `I`; put the *target* `I` on record, synced;
+//! 3. `PRAGMA wal_checkpoint(PASSIVE)`, beside readers and writers;
+//! 4. if everything up to `I` was copied: write the hashes of the pages that changed, sync, and put `I` on
+//!    record as durable, synced.
+//!
+//! Under steady load such a checkpoint never catches up with the WAL's end, and only then can the WAL start
+//! anew. A WAL that grew far beyond the limit is therefore closed by a second, short checkpoint on the
+//! worker, where nobody publishes ([`Database::checkpoint_all`]).
+
+use super::DbError;
+use super::database::{Database, State};
+use super::side_file::Durable;
+use super::sql;
+use quire_raft::LogPosition;
+use quire_vfs::format::checksum::DbChecksum;
+use quire_vfs::format::wal::Salts;
+use quire_vfs::format::wal_index::{self, WalIndex};
+use quire_vfs::format::{FrameNo, PageNo};
+use sha2::{Digest, Sha256};
+use std::collections::BTreeSet;
+use std::io;
+use std::sync::{Arc, MutexGuard, PoisonError, TryLockError};
+use std::time::{Duration, Instant};
+use tracing::{debug, warn};
+
+/// How long a checkpoint waits for the log, for rest, or for readers.
+const PATIENCE: Duration = Duration::from_secs(10);
+/// A WAL of so many times the limit is closed on the worker.
+const CLOSE_FACTOR: u64 = 4;
+
+/// The state that a checkpoint is to make durable.
+struct Snapshot {
+    position: LogPosition,
+    checksum: DbChecksum,
+    pages: u32,
+    consistent_from: u64,
+    /// Pages that changed since the last checkpoint, and their hashes.
+    hashes: Vec<(PageNo, u64)>,
+    dirty: BTreeSet<PageNo>,
+    salts: Salts,
+    frame: FrameNo,
+    filled: bool,
+}
+
+impl Database {
+    /// A checkpoint off the commit path. `Ok(false)`: something is in the way; try again later.
+    pub fn checkpoint(self: &Arc<Self>) -> Result<bool, DbError> {
+        let sql_error = sql::error(self.path(), "taking a snapshot for a checkpoint");
+        let reader = sql::checkpointer(self.path())?;
+        const READ: &str = "SELECT count(*) FROM sqlite_schema";
+        // Once before, so that the schema is loaded when the database has to stand still.
+        reader.query_row(READ, [], |_| Ok(())).map_err(&sql_error)?;
+        let (snapshot, guard) = {
+            let mut state = self.state();
+            state.checkpoint_asked = false;
+            let mut state = match self.at_rest(state) {
+                Some(state) => state,
+                None => return Ok(false),
+            };
+            let guard = match self.checkpointing.try_lock() {
+                Ok(guard) => guard,
+                Err(TryLockError::Poisoned(guard)) => guard.into_inner(),
+                Err(TryLockError::WouldBlock) => return Ok(false),
+            };
+            reader.execute_batch("BEGIN").map_err(&sql_error)?;
+            reader.query_row(READ, [], |_| Ok(())).map_err(&sql_error)?;
+            (self.snapshot(&mut state)?, guard)
+        };
+        let position = snapshot.position.index;
+        let done = self.make_durable(snapshot);
+        drop((reader, guard));
+        let done = done?;
+        debug!(database = self.name, index = position, done, "checkpoint");
+        if self.wal_bytes()? >= CLOSE_FACTOR * self.context.checkpoint_bytes {
+            self.enqueue(super::database::Work::Checkpoint);
+        }
+        Ok(done)
+    }
+
+    /// A checkpoint of everything, on the worker, so that nobody publishes meanwhile. `Ok(false)`: readers
+    /// held it up.
+    pub(super) fn checkpoint_all(&self) -> Result<bool, DbError> {
+        let _guard = self.checkpointing.lock().unwrap_or_else(PoisonError::into_inner);
+        let snapshot = self.snapshot(&mut self.state())?;
+        self.make_durable(snapshot)
+    }
+
+    /// SHA-256 of the database file with everything up to `index` in it. On the worker.
+    pub(super) fn hash_file(&self, index: u64) -> Result<String, DbError> {
+        let deadline = Instant::now() + PATIENCE;
+        while !self.checkpoint_all()? {
+            if Instant::now() >= deadline {
+                return Err(self.io("checkpointing it for a verification", "a reader holds an old snapshot"));
+            }
+            std::thread::sleep(Duration::from_millis(20));
+        }
+        let pages = self.state().hashes.len();
+        let size = self.holder.file_size()?;
+        let expected = u64::from(pages) * u64::from(self.page_size.get());
+        if size != expected {
+            let why = format!("the file has {size} bytes, at entry {index} it should have {expected}");
+            return Err(self.io("hashing it", &why));
+        }
+        let mut page = vec![0; self.page_size.bytes()];
+        let mut hash = Sha256::new();
+        for number in 1..=pages {
+            self.holder.read_page(PageNo(number), self.page_size, &mut page)?;
+            hash.update(&page);
+        }
+        Ok(hash.finalize().iter().map(|byte| format!("{byte:02x}")).collect())
+    }
+
+    fn io(&self, what: &'static str, why: &str) -> DbError {
+        DbError::Io { path: self.path().to_owned(), what, error: io::Error::other(why.to_owned()) }
+    }
+
+    fn wal_bytes(&self) -> Result<u64, DbError> {
+        let header = wal_index::read_header(self.holder.region(0)?);
+        Ok(header.map_or(0, |h| u64::from(h.max_frame.0) * u64::from(self.page_size.get())))
+    }
+
+    /// Waits for a moment in which nobody is publishing.
+    fn at_rest<'a>(&'a self, mut state: MutexGuard<'a, State>) -> Option<MutexGuard<'a, State>> {
+        let deadline = Instant::now() + PATIENCE;
+        while state.running || state.publishing.is_some() {
+            let left = deadline.saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                return None;
+            }
+            let waited = self.changed.wait_timeout(state, left);
+            state = waited.unwrap_or_else(PoisonError::into_inner).0;
+        }
+        Some(state)
+    }
+
+    /// Takes down the state as it is; the caller sees to it that nobody publishes.
+    fn snapshot(&self, state: &mut State) -> Result<Snapshot, DbError> {
+        let region0 = self.holder.region(0)?;
+        let header = wal_index::read_header(region0).ok_or_else(|| DbError::Index {
+            path: self.path().to_owned(),
+            reason: "the wal-index has no valid header".into(),
+        })?;
+        let dirty = std::mem::take(&mut state.dirty);
+        let hashes = dirty.iter().filter_map(|&page| Some((page, state.hashes.get(page)?))).collect();
+        Ok(Snapshot {
+            position: state.position,
+            checksum: state.hashes.checksum(),
+            pages: state.hashes.len(),
+            consistent_from: state.consistent_from,
+            hashes,
+            dirty,
+            salts: header.salts,
+            frame: header.max_frame,
+            filled: wal_index::backfilled(region0) >= header.max_frame,
+        })
+    }
+
+    /// Copies the snapshot's frames and puts its entry on record as durable.
+    fn make_durable(&self, snapshot: Snapshot) -> Result<bool, DbError> {
+        let result = self.copy_and_record(&snapshot);
+        if !matches!(result, Ok(true)) {
+            self.state().dirty.extend(snapshot.dirty);
+        }
+        result
+    }
+
+    fn copy_and_record(&self, snapshot: &Snapshot) -> Result<bool, DbError> {
+        let index = snapshot.position.index;
+        let before = self.state().durable;
+        if before.position == snapshot.position && snapshot.filled {
+            return Ok(true);
+        }
+        if !self.context.wait_flushed(index, PATIENCE) {
+            warn!(database = self.name, index, "checkpoint: the log is not on disk yet");
+            return Ok(false);
+        }
+        if !snapshot.filled {
+            let target = before.target.max(index);
+            if target != before.target {
+                self.record(Durable { target, ..before })?;
+            }
+            let writer = sql::checkpointer(self.path())?;
+            writer
+                .query_row("PRAGMA wal_checkpoint(PASSIVE)", [], |_| Ok(()))
+                .map_err(sql::error(self.path(), "checkpointing it"))?;
+            let region0 = self.holder.region(0)?;
+            let header = wal_index::read_header(region0);
+            let same = header.is_some_and(|header| header.salts == snapshot.salts);
+            // Another generation can only have begun once all of this one was copied.
+            if same && wal_index::backfilled(region0) < snapshot.frame {
+                return Ok(false);
+            }
+        }
+        self.files().side.write_hashes(&snapshot.hashes)?;
+        self.record(Durable {
+            position: snapshot.position,
+            target: snapshot.consistent_from.max(index),
+            checksum: snapshot.checksum,
+            pages: snapshot.pages,
+        })?;
+        Ok(true)
+    }
+
+    fn record(&self, durable: Durable) -> Result<(), DbError> {
+        self.files().side.set_durable(&durable)?;
+        self.state().durable = durable;
+        Ok(())
+    }
+}

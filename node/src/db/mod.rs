@@ -1,0 +1,94 @@
+//! A database on this node: its files, and the one worker that changes them.
+//!
+//! | module | what it is |
+//! |---|---|
+//! | [`registry`] | all databases of the node, by id and by name |
+//! | [`database`] | one database: gate, queue of entries, and what its state allows |
+//! | [`worker`] | drains the queue: judge, verify, publish or see published |
+//! | [`applier`] | writes a transaction into the WAL beside its readers |
+//! | [`side_file`] | `NAME.db-quire`: durable index, page hashes, publications |
+//! | [`checkpoint`] | moves the durable index forward |
+//! | [`sql`] | the daemon's own connections, through the quire VFS |
+
+pub mod applier;
+pub mod checkpoint;
+pub mod database;
+pub mod registry;
+pub mod side_file;
+pub mod sql;
+pub mod worker;
+
+use quire_vfs::format::FormatError;
+use quire_vfs::format::wal_index::IndexError;
+use quire_vfs::holder::HoldError;
+use std::io;
+use std::path::PathBuf;
+
+/// What can go wrong with a database's files.
+#[derive(Debug, thiserror::Error)]
+pub enum DbError {
+    /// The operating system refused.
+    #[error("{}: {what}: {error}", path.display())]
+    Io {
+        /// The file.
+        path: PathBuf,
+        /// What was attempted.
+        what: &'static str,
+        /// What the kernel said.
+        error: io::Error,
+    },
+    /// A file of ours does not have the form it should have.
+    #[error("{}: {error}; restore the file, or remove this node and join it anew", path.display())]
+    Format {
+        /// The file.
+        path: PathBuf,
+        /// Where and what.
+        error: FormatError,
+    },
+    /// The node can't hold the database.
+    #[error(transparent)]
+    Hold(#[from] HoldError),
+    /// The wal-index can't be used.
+    #[error("{}: {reason}", path.display())]
+    Index {
+        /// The database file.
+        path: PathBuf,
+        /// Why.
+        reason: String,
+    },
+    /// SQLite refused.
+    #[error("{}: {what}: {error}", path.display())]
+    Sqlite {
+        /// The database file.
+        path: PathBuf,
+        /// What was attempted.
+        what: &'static str,
+        /// What SQLite said.
+        error: rusqlite::Error,
+    },
+    /// The replica is not what the log says.
+    #[error("{}: after entry {index} the checksum is {found}, the log says {expected}", path.display())]
+    Diverged {
+        /// The database file.
+        path: PathBuf,
+        /// The entry.
+        index: u64,
+        /// This node's checksum.
+        found: quire_vfs::format::checksum::DbChecksum,
+        /// The log's.
+        expected: quire_vfs::format::checksum::DbChecksum,
+    },
+}
+
+impl DbError {
+    /// An I/O error with its file and what was attempted.
+    pub fn io(path: &std::path::Path, what: &'static str) -> impl FnOnce(io::Error) -> DbError {
+        let path = path.to_owned();
+        move |error| DbError::Io { path, what, error }
+    }
+
+    fn index(path: &std::path::Path) -> impl Fn(IndexError<HoldError>) -> DbError {
+        let path = path.to_owned();
+        move |error| DbError::Index { path: path.clone(), reason: error.to_string() }
+    }
+}

@@ -1,0 +1,146 @@
+//! The databases of this node, by id and by name, and the directory that they live in.
+
+use super::DbError;
+use super::database::{Context, Database, database_path};
+use super::side_file::{Durable, SideFile, side_path};
+use crate::command::DbId;
+use crate::manifest::sync_dir;
+use quire_raft::LogPosition;
+use quire_vfs::format::checksum::{PageHashes};
+use quire_vfs::format::database::empty_database;
+use quire_vfs::format::{PageNo, PageSize};
+use quire_vfs::shim::vfs::MARKER;
+use std::collections::BTreeMap;
+use std::fs::File;
+use std::io::Write;
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, RwLock};
+use tokio::sync::watch;
+use tracing::{info, warn};
+
+/// All databases of the node.
+#[derive(Debug)]
+pub struct Registry {
+    directory: PathBuf,
+    context: Arc<Context>,
+    databases: RwLock<BTreeMap<DbId, Arc<Database>>>,
+    /// Rises with each change, for those who wait for a database.
+    changes: watch::Sender<u64>,
+}
+
+impl Registry {
+    /// An empty registry over `DIR/db`, which is created and marked.
+    pub fn new(directory: &Path, context: Arc<Context>) -> Result<Registry, DbError> {
+        std::fs::create_dir_all(directory).map_err(DbError::io(directory, "creating it"))?;
+        let marker = directory.join(MARKER);
+        let text = "The databases in this directory belong to a Quire node. Open them through the quire VFS.\n";
+        if !marker.exists() {
+            std::fs::write(&marker, text).map_err(DbError::io(&marker, "writing it"))?;
+            sync_dir(&marker).map_err(DbError::io(&marker, "syncing its directory"))?;
+        }
+        Ok(Registry {
+            directory: directory.to_owned(),
+            context,
+            databases: RwLock::default(),
+            changes: watch::Sender::new(0),
+        })
+    }
+
+    /// The directory.
+    pub fn directory(&self) -> &Path {
+        &self.directory
+    }
+
+    /// Device and inode of the directory: how an app shows that it sees the same files.
+    pub fn directory_identity(&self) -> std::io::Result<(u64, u64)> {
+        std::fs::metadata(&self.directory).map(|m| (m.dev(), m.ino()))
+    }
+
+    /// A database by id.
+    pub fn get(&self, id: DbId) -> Option<Arc<Database>> {
+        self.read().get(&id).cloned()
+    }
+
+    /// A database by name.
+    pub fn find(&self, name: &str) -> Option<Arc<Database>> {
+        self.read().values().find(|db| db.name == name).cloned()
+    }
+
+    /// All databases, by id.
+    pub fn all(&self) -> Vec<Arc<Database>> {
+        self.read().values().cloned().collect()
+    }
+
+    /// Tells of changes.
+    pub fn changes(&self) -> watch::Receiver<u64> {
+        self.changes.subscribe()
+    }
+
+    fn read(&self) -> std::sync::RwLockReadGuard<'_, BTreeMap<DbId, Arc<Database>>> {
+        self.databases.read().unwrap_or_else(std::sync::PoisonError::into_inner)
+    }
+
+    /// Opens a database that exists, after a start.
+    pub fn open(&self, id: DbId, name: &str, page_size: PageSize) -> Result<Arc<Database>, DbError> {
+        let path = database_path(&self.directory, name);
+        let database = Arc::new(Database::open(self.context.clone(), &path, id, name, page_size)?);
+        let mut databases = self.databases.write().unwrap_or_else(std::sync::PoisonError::into_inner);
+        databases.insert(id, database.clone());
+        self.changes.send_modify(|n| *n += 1);
+        Ok(database)
+    }
+
+    /// The entry at `position` creates a database. Its files may be there already, when the log is read
+    /// again. Returns false if the name is taken by an older one.
+    pub fn create(&self, position: LogPosition, name: &str, page_size: PageSize) -> Result<bool, DbError> {
+        let id = DbId(position.index);
+        if self.get(id).is_some() {
+            return Ok(true);
+        }
+        if self.find(name).is_some() {
+            return Ok(false);
+        }
+        let path = database_path(&self.directory, name);
+        match SideFile::identify(&path)? {
+            Some(found) if found == (id, page_size) && path.exists() => {}
+            _ => create_files(&path, position, page_size)?,
+        }
+        self.open(id, name, page_size)?;
+        info!(database = name, %id, %page_size, "created");
+        Ok(true)
+    }
+}
+
+/// Writes the files of an empty database. Whatever stands there under its name is put aside.
+fn create_files(path: &Path, position: LogPosition, page_size: PageSize) -> Result<(), DbError> {
+    put_aside(path)?;
+    let image = empty_database(page_size);
+    let mut hashes = PageHashes::new(page_size);
+    hashes.apply(&PageHashes::delta(1, [(PageNo(1), image.as_slice())]));
+    let durable =
+        Durable { position, target: position.index, checksum: hashes.checksum(), pages: hashes.len() };
+    let mut file = File::create(path).map_err(DbError::io(path, "creating it"))?;
+    file.write_all(&image).map_err(DbError::io(path, "writing it"))?;
+    file.sync_all().map_err(DbError::io(path, "syncing it"))?;
+    // The side file comes last: with it, the database counts as created.
+    SideFile::create(path, DbId(position.index), &durable, &hashes)?;
+    sync_dir(path).map_err(DbError::io(path, "syncing its directory"))
+}
+
+/// A file of the database's name that isn't the cluster's is kept, under another name.
+fn put_aside(path: &Path) -> Result<(), DbError> {
+    let aside = |file: &Path| -> Result<(), DbError> {
+        if !file.exists() {
+            return Ok(());
+        }
+        let seconds = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).map_or(0, |d| d.as_secs());
+        let mut name = file.as_os_str().to_owned();
+        name.push(format!(".aside-{seconds}"));
+        warn!("{} is no file of this cluster; moved to {}", file.display(), Path::new(&name).display());
+        std::fs::rename(file, &name).map_err(DbError::io(file, "moving it aside"))
+    };
+    aside(path)?;
+    aside(&super::applier::wal_path(path))?;
+    aside(&side_path(path))
+}

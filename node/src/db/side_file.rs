@@ -1,0 +1,384 @@
+//! The side file `NAME.db-quire`, beside a database: what this node knows about it. Little-endian; each
+//! record ends in the crc32 of the bytes before it.
+//!
+//! ```text
+//!     0  header, 40 bytes     "QUIRESID", u32 version 1, u32 page size, u64 database id,
+//!                             12 × 0, u32 crc32
+//!   512  durable slot 0       u64 sequence, u64 term, u64 leader and u64 index of the durable entry,
+//!  1024  durable slot 1       u64 target, u64 checksum, u32 pages, u32 crc32           (56 bytes)
+//!  2048  16 publications      u64 sequence, u64 index, u64 base, [u8;16] transaction id, [u8;8] salts,
+//!        of 128 bytes         u32 frame, u32 seen, u32 crc32                           (60 bytes)
+//!  4096  page hashes          u64 for each page
+//! ```
+//!
+//! The valid durable slot with the higher sequence counts. It says: the database *file* holds everything up
+//! to `index`, and the hashes are those of that state, except for pages that entries after it write. While
+//! a checkpoint is at work, `target` is the entry that it copies up to: after a crash the file may hold
+//! pages of entries up to there, so it must not serve before they have been read again. Slots and hashes
+//! are synced; publications need not be, as they matter only while the operating system lives.
+
+use super::DbError;
+use crate::command::DbId;
+use crate::core::recovery::Publication;
+use quire_raft::LogPosition;
+use quire_vfs::format::checksum::{DbChecksum, PageHashes};
+use quire_vfs::format::transaction::TxnId;
+use quire_vfs::format::wal::Salts;
+use quire_vfs::format::{FormatError, FrameNo, PageNo, PageSize};
+use std::fs::{File, OpenOptions};
+use std::os::unix::fs::FileExt;
+use std::path::{Path, PathBuf};
+
+const MAGIC: &[u8; 8] = b"QUIRESID";
+const VERSION: u32 = 1;
+const HEADER_SIZE: usize = 40;
+const SLOT_AT: [u64; 2] = [512, 1024];
+const SLOT_SIZE: usize = 56;
+const RING_AT: u64 = 2048;
+const RING_STRIDE: u64 = 128;
+const RING_SIZE: usize = 60;
+/// How many publications are on record.
+pub const RING_LEN: u64 = 16;
+const HASHES_AT: u64 = 4096;
+const _: () = assert!(RING_AT + RING_STRIDE * RING_LEN == HASHES_AT);
+
+/// What a checkpoint has made durable.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Durable {
+    /// The last entry in the database file.
+    pub position: LogPosition,
+    /// The entry up to which a checkpoint may have begun to copy.
+    pub target: u64,
+    /// The database's checksum at `position`.
+    pub checksum: DbChecksum,
+    /// Its size in pages.
+    pub pages: u32,
+}
+
+/// A publication as it is on record.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Record {
+    /// Entry, generation, frame, and whether it was seen.
+    pub publication: Publication,
+    /// The entry that it was written on.
+    pub base: u64,
+    /// The transaction.
+    pub txn: TxnId,
+}
+
+/// An open side file.
+#[derive(Debug)]
+pub struct SideFile {
+    path: PathBuf,
+    file: File,
+    slot_sequence: u64,
+    ring_sequence: u64,
+}
+
+/// What stood in a side file.
+#[derive(Debug)]
+pub struct Contents {
+    /// The newest durable slot.
+    pub durable: Durable,
+    /// The publications on record, oldest first.
+    pub records: Vec<Record>,
+    /// The page hashes, as many as the durable slot says.
+    pub hashes: PageHashes,
+}
+
+/// The side file of a database file.
+pub fn side_path(database: &Path) -> PathBuf {
+    let mut path = database.as_os_str().to_owned();
+    path.push("-quire");
+    path.into()
+}
+
+fn seal(record: &mut [u8]) {
+    let at = record.len() - 4;
+    let crc = crc32fast::hash(&record[..at]);
+    record[at..].copy_from_slice(&crc.to_le_bytes());
+}
+
+fn is_sealed(record: &[u8]) -> bool {
+    let at = record.len() - 4;
+    crc32fast::hash(&record[..at]).to_le_bytes() == record[at..]
+}
+
+fn u64_at(bytes: &[u8], at: usize) -> u64 {
+    bytes.get(at..).and_then(|b| b.first_chunk::<8>()).map_or(0, |b| u64::from_le_bytes(*b))
+}
+
+fn u32_at(bytes: &[u8], at: usize) -> u32 {
+    bytes.get(at..).and_then(|b| b.first_chunk::<4>()).map_or(0, |b| u32::from_le_bytes(*b))
+}
+
+fn encode_header(id: DbId, page_size: PageSize) -> [u8; HEADER_SIZE] {
+    let mut out = [0; HEADER_SIZE];
+    out[..8].copy_from_slice(MAGIC);
+    out[8..12].copy_from_slice(&VERSION.to_le_bytes());
+    out[12..16].copy_from_slice(&page_size.get().to_le_bytes());
+    out[16..24].copy_from_slice(&id.0.to_le_bytes());
+    seal(&mut out);
+    out
+}
+
+fn decode_header(bytes: &[u8]) -> Result<(DbId, PageSize), FormatError> {
+    let err = |offset, reason: String| FormatError { what: "side file header", offset, reason };
+    if bytes.len() < HEADER_SIZE {
+        return Err(err(bytes.len() as u64, "the file is too short".into()));
+    }
+    if &bytes[..8] != MAGIC {
+        return Err(err(0, "this is no side file of Quire's".into()));
+    }
+    if u32_at(bytes, 8) != VERSION {
+        return Err(err(8, format!("version {}, this build reads {VERSION}", u32_at(bytes, 8))));
+    }
+    if !is_sealed(&bytes[..HEADER_SIZE]) {
+        return Err(err(36, "crc32 does not match".into()));
+    }
+    let page_size = PageSize::new(u32_at(bytes, 12)).ok_or_else(|| err(12, "no page size".into()))?;
+    Ok((DbId(u64_at(bytes, 16)), page_size))
+}
+
+fn encode_slot(sequence: u64, durable: &Durable) -> [u8; SLOT_SIZE] {
+    let mut out = [0; SLOT_SIZE];
+    let p = durable.position;
+    let words = [sequence, p.term, p.leader, p.index, durable.target, durable.checksum.0];
+    for (chunk, word) in out.chunks_exact_mut(8).zip(words) {
+        chunk.copy_from_slice(&word.to_le_bytes());
+    }
+    out[48..52].copy_from_slice(&durable.pages.to_le_bytes());
+    seal(&mut out);
+    out
+}
+
+fn decode_slot(bytes: &[u8]) -> Option<(u64, Durable)> {
+    let bytes = bytes.get(..SLOT_SIZE).filter(|b| is_sealed(b) && u64_at(b, 0) > 0)?;
+    let position = LogPosition { term: u64_at(bytes, 8), leader: u64_at(bytes, 16), index: u64_at(bytes, 24) };
+    let (target, checksum) = (u64_at(bytes, 32), DbChecksum(u64_at(bytes, 40)));
+    Some((u64_at(bytes, 0), Durable { position, target, checksum, pages: u32_at(bytes, 48) }))
+}
+
+fn encode_record(sequence: u64, record: &Record) -> [u8; RING_SIZE] {
+    let mut out = [0; RING_SIZE];
+    out[0..8].copy_from_slice(&sequence.to_le_bytes());
+    out[8..16].copy_from_slice(&record.publication.index.to_le_bytes());
+    out[16..24].copy_from_slice(&record.base.to_le_bytes());
+    out[24..40].copy_from_slice(&record.txn.0);
+    out[40..48].copy_from_slice(&record.publication.salts.0);
+    out[48..52].copy_from_slice(&record.publication.frame.0.to_le_bytes());
+    out[52..56].copy_from_slice(&u32::from(record.publication.seen).to_le_bytes());
+    seal(&mut out);
+    out
+}
+
+fn decode_record(bytes: &[u8]) -> Option<(u64, Record)> {
+    let bytes = bytes.get(..RING_SIZE).filter(|b| is_sealed(b) && u64_at(b, 0) > 0)?;
+    let (mut txn, mut salts) = (TxnId::default(), Salts::default());
+    txn.0.copy_from_slice(&bytes[24..40]);
+    salts.0.copy_from_slice(&bytes[40..48]);
+    let publication = Publication {
+        index: u64_at(bytes, 8),
+        salts,
+        frame: FrameNo(u32_at(bytes, 48)),
+        seen: u32_at(bytes, 52) != 0,
+    };
+    Some((u64_at(bytes, 0), Record { publication, base: u64_at(bytes, 16), txn }))
+}
+
+impl SideFile {
+    /// Creates the side file of a new database, synced.
+    pub fn create(database: &Path, id: DbId, durable: &Durable, hashes: &PageHashes) -> Result<SideFile, DbError> {
+        let path = side_path(database);
+        let file = OpenOptions::new().read(true).write(true).create(true).truncate(true).open(&path);
+        let file = file.map_err(DbError::io(&path, "creating it"))?;
+        let mut image = vec![0; HASHES_AT as usize];
+        image[..HEADER_SIZE].copy_from_slice(&encode_header(id, hashes.page_size()));
+        let slot = SLOT_AT[1] as usize;
+        image[slot..slot + SLOT_SIZE].copy_from_slice(&encode_slot(1, durable));
+        image.extend(hashes.as_slice().iter().flat_map(|hash| hash.to_le_bytes()));
+        file.write_all_at(&image, 0).map_err(DbError::io(&path, "writing it"))?;
+        file.sync_all().map_err(DbError::io(&path, "syncing it"))?;
+        Ok(SideFile { path, file, slot_sequence: 1, ring_sequence: 0 })
+    }
+
+    /// Which database a side file belongs to, if there is one.
+    pub fn identify(database: &Path) -> Result<Option<(DbId, PageSize)>, DbError> {
+        let path = side_path(database);
+        let mut header = [0; HEADER_SIZE];
+        let file = match File::open(&path) {
+            Ok(file) => file,
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
+            Err(error) => return Err(DbError::io(&path, "opening it")(error)),
+        };
+        let n = read_up_to(&file, &mut header, 0).map_err(DbError::io(&path, "reading it"))?;
+        decode_header(&header[..n]).map(Some).map_err(|error| DbError::Format { path, error })
+    }
+
+    /// Opens the side file of an existing database.
+    pub fn open(database: &Path, id: DbId, page_size: PageSize) -> Result<(SideFile, Contents), DbError> {
+        let path = side_path(database);
+        let file = OpenOptions::new().read(true).write(true).open(&path);
+        let file = file.map_err(DbError::io(&path, "opening it"))?;
+        let bytes = std::fs::read(&path).map_err(DbError::io(&path, "reading it"))?;
+        let contents = decode(&bytes, id, page_size);
+        let (slot_sequence, ring_sequence, contents) =
+            contents.map_err(|error| DbError::Format { path: path.clone(), error })?;
+        Ok((SideFile { path, file, slot_sequence, ring_sequence }, contents))
+    }
+
+    /// Writes a durable slot and syncs the file, hashes written before included.
+    pub fn set_durable(&mut self, durable: &Durable) -> Result<(), DbError> {
+        let sequence = self.slot_sequence + 1;
+        let at = SLOT_AT[(sequence % 2) as usize];
+        let slot = encode_slot(sequence, durable);
+        self.file.write_all_at(&slot, at).map_err(DbError::io(&self.path, "writing it"))?;
+        self.sync()?;
+        self.slot_sequence = sequence;
+        Ok(())
+    }
+
+    /// Writes hashes of pages; not synced.
+    pub fn write_hashes(&self, hashes: &[(PageNo, u64)]) -> Result<(), DbError> {
+        for run in hashes.chunk_by(|a, b| b.0.0 == a.0.0 + 1) {
+            let bytes: Vec<u8> = run.iter().flat_map(|(_, hash)| hash.to_le_bytes()).collect();
+            let at = HASHES_AT + 8 * (u64::from(run[0].0.0) - 1);
+            self.file.write_all_at(&bytes, at).map_err(DbError::io(&self.path, "writing hashes"))?;
+        }
+        Ok(())
+    }
+
+    /// Syncs the file.
+    pub fn sync(&self) -> Result<(), DbError> {
+        self.file.sync_data().map_err(DbError::io(&self.path, "syncing it"))
+    }
+
+    /// Puts a publication on record before it happens; not synced.
+    pub fn record(&mut self, record: &Record) -> Result<(), DbError> {
+        self.ring_sequence += 1;
+        self.write_record(record)
+    }
+
+    /// Marks the newest publication as seen; not synced.
+    pub fn mark_seen(&mut self, record: &Record) -> Result<(), DbError> {
+        let publication = Publication { seen: true, ..record.publication };
+        self.write_record(&Record { publication, ..*record })
+    }
+
+    fn write_record(&self, record: &Record) -> Result<(), DbError> {
+        let at = RING_AT + RING_STRIDE * (self.ring_sequence % RING_LEN);
+        let bytes = encode_record(self.ring_sequence, record);
+        self.file.write_all_at(&bytes, at).map_err(DbError::io(&self.path, "recording a publication"))
+    }
+}
+
+fn read_up_to(file: &File, out: &mut [u8], at: u64) -> std::io::Result<usize> {
+    let mut n = 0;
+    while n < out.len() {
+        match file.read_at(&mut out[n..], at + n as u64)? {
+            0 => break,
+            k => n += k,
+        }
+    }
+    Ok(n)
+}
+
+/// Reads a whole side file: sequence of the durable slot and of the newest record, and the contents.
+fn decode(bytes: &[u8], id: DbId, page_size: PageSize) -> Result<(u64, u64, Contents), FormatError> {
+    let err = |offset: u64, reason: String| FormatError { what: "side file", offset, reason };
+    let (found_id, found_size) = decode_header(bytes)?;
+    if (found_id, found_size) != (id, page_size) {
+        let reason = format!("it belongs to database {found_id} with pages of {found_size} bytes");
+        return Err(err(12, format!("{reason}, not to {id} with {page_size}")));
+    }
+    let slots = SLOT_AT.iter().filter_map(|&at| decode_slot(bytes.get(at as usize..)?));
+    let (slot_sequence, durable) = slots
+        .max_by_key(|(sequence, _)| *sequence)
+        .ok_or_else(|| err(SLOT_AT[0], "neither durable slot is valid".into()))?;
+    let mut records: Vec<_> = (0..RING_LEN)
+        .filter_map(|n| decode_record(bytes.get((RING_AT + n * RING_STRIDE) as usize..)?))
+        .collect();
+    records.sort_by_key(|(sequence, _)| *sequence);
+    let ring_sequence = records.last().map_or(0, |(sequence, _)| *sequence);
+    let end = HASHES_AT as usize + 8 * durable.pages as usize;
+    let array = bytes.get(HASHES_AT as usize..end);
+    let array = array.ok_or_else(|| err(bytes.len() as u64, format!("{} page hashes are missing", durable.pages)))?;
+    let hashes = PageHashes::from_hashes(page_size, array.chunks_exact(8).map(|c| u64_at(c, 0)).collect());
+    if durable.target == durable.position.index && hashes.checksum() != durable.checksum {
+        let reason = format!("page hashes make {}, the slot says {}", hashes.checksum(), durable.checksum);
+        return Err(err(HASHES_AT, reason));
+    }
+    let records = records.into_iter().map(|(_, record)| record).collect();
+    Ok((slot_sequence, ring_sequence, Contents { durable, records, hashes }))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn durable(index: u64, hashes: &PageHashes) -> Durable {
+        let position = LogPosition { term: 2, leader: 1, index };
+        Durable { position, target: index, checksum: hashes.checksum(), pages: hashes.len() }
+    }
+
+    fn record(index: u64) -> Record {
+        let publication = Publication { index, salts: Salts([3; 8]), frame: FrameNo(index as u32), seen: false };
+        Record { publication, base: index - 1, txn: TxnId([index as u8; 16]) }
+    }
+
+    #[test]
+    fn what_is_written_is_read_and_damage_is_refused_with_its_place() {
+        let dir = tempfile::tempdir().unwrap();
+        let db = dir.path().join("a.db");
+        assert_eq!(SideFile::identify(&db).unwrap(), None);
+        let (id, size) = (DbId(9), PageSize::DEFAULT);
+        let hashes = PageHashes::from_hashes(size, vec![1, 2, 3]);
+        let mut file = SideFile::create(&db, id, &durable(4, &hashes), &hashes).unwrap();
+        assert_eq!(SideFile::identify(&db).unwrap(), Some((id, size)));
+        for index in 5..30 {
+            file.record(&record(index)).unwrap();
+            if index < 29 {
+                file.mark_seen(&record(index)).unwrap();
+            }
+        }
+        let grown = PageHashes::from_hashes(size, vec![1, 7, 8, 9]);
+        file.write_hashes(&[(PageNo(2), 7), (PageNo(3), 8), (PageNo(4), 9)]).unwrap();
+        file.set_durable(&durable(20, &grown)).unwrap();
+        drop(file);
+
+        let (mut file, contents) = SideFile::open(&db, id, size).unwrap();
+        assert_eq!(contents.durable, durable(20, &grown));
+        assert_eq!(contents.hashes.as_slice(), grown.as_slice());
+        let indexes: Vec<_> = contents.records.iter().map(|r| r.publication.index).collect();
+        assert_eq!(indexes, (14..30).collect::<Vec<_>>());
+        let seen = contents.records.iter().filter(|r| r.publication.seen).count();
+        assert_eq!(seen, 15, "all but the last");
+        file.record(&record(30)).unwrap();
+        drop(file);
+
+        // One durable slot torn: the older one counts, and its hashes no longer fit.
+        let path = side_path(&db);
+        let good = std::fs::read(&path).unwrap();
+        for (at, place) in [(0usize, 0u64), (9, 8), (20, 36), (4096 + 8, 4096)] {
+            let mut bad = good.clone();
+            bad[at] ^= 0x40;
+            std::fs::write(&path, &bad).unwrap();
+            match SideFile::open(&db, id, size) {
+                Err(DbError::Format { error, .. }) => assert_eq!(error.offset, place, "{error}"),
+                other => panic!("byte {at}: {other:?}"),
+            }
+        }
+        let mut bad = good.clone();
+        bad[512] ^= 1;
+        bad[1024] ^= 1;
+        std::fs::write(&path, &bad).unwrap();
+        assert!(SideFile::open(&db, id, size).is_err());
+        for cut in [0, 39, 600, 4096, good.len() - 1] {
+            std::fs::write(&path, &good[..cut]).unwrap();
+            assert!(SideFile::open(&db, id, size).is_err(), "cut at {cut}");
+        }
+        std::fs::write(&path, &good).unwrap();
+        assert!(SideFile::open(&db, DbId(8), size).is_err());
+        assert!(SideFile::open(&db, id, size).is_ok());
+    }
+}

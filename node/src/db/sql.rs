@@ -1,0 +1,117 @@
+//! The daemon's own SQL connections. They go through the quire VFS like an app's, with a gate of this
+//! process: so far one for the checkpointer, the only connection anywhere that may write a database file.
+
+use super::DbError;
+use quire_vfs::format::PageSize;
+use quire_vfs::format::transaction::TxnId;
+use quire_vfs::gate::proto::{Outcome, Refusal, RefusalCode, WalTarget};
+use quire_vfs::gate::{DatabaseInfo, Gate, Grant};
+use quire_vfs::shim::ffi::Api;
+use quire_vfs::shim::vfs::{self, RegisterError};
+use rusqlite::{Connection, OpenFlags, ffi};
+use std::path::Path;
+use std::time::Duration;
+
+/// SQLite from this version on has no race between a checkpoint and a restart of the WAL.
+pub const MIN_VERSION: i32 = 3_051_003;
+const _: () = assert!(ffi::SQLITE_VERSION_NUMBER >= MIN_VERSION, "the bundled SQLite has the WAL-reset bug");
+
+/// The functions of the SQLite that is linked into this program.
+pub fn api() -> Api {
+    // SAFETY: each function has the C signature that `Api` names; the types differ in name only, being
+    // declared twice (here and by rusqlite) for the same C structs.
+    unsafe {
+        Api {
+            libversion_number: ffi::sqlite3_libversion_number,
+            mprintf: ffi::sqlite3_mprintf,
+            vfs_find: std::mem::transmute::<
+                unsafe extern "C" fn(*const std::ffi::c_char) -> *mut ffi::sqlite3_vfs,
+                unsafe extern "C" fn(*const std::ffi::c_char) -> *mut quire_vfs::shim::ffi::sqlite3_vfs,
+            >(ffi::sqlite3_vfs_find),
+            vfs_register: std::mem::transmute::<
+                unsafe extern "C" fn(*mut ffi::sqlite3_vfs, i32) -> i32,
+                unsafe extern "C" fn(*mut quire_vfs::shim::ffi::sqlite3_vfs, i32) -> i32,
+            >(ffi::sqlite3_vfs_register),
+            log: ffi::sqlite3_log,
+            uri_parameter: ffi::sqlite3_uri_parameter,
+            filename_database: ffi::sqlite3_filename_database,
+        }
+    }
+}
+
+/// Why the daemon can't use its SQLite.
+#[derive(Debug, thiserror::Error)]
+pub enum SqlError {
+    /// It was linked with another SQLite than it was built with.
+    #[error("linked with SQLite {0}, which loses commits when a checkpoint races a WAL reset; 3.51.3 is needed")]
+    Version(i32),
+    /// The VFS can't be registered.
+    #[error(transparent)]
+    Register(#[from] RegisterError),
+}
+
+/// Registers the quire VFS in this process.
+pub fn register() -> Result<(), SqlError> {
+    let version = rusqlite::version_number();
+    if version < MIN_VERSION {
+        return Err(SqlError::Version(version));
+    }
+    // SAFETY: `sqlite3_initialize` may be called at any time; the library is part of this program.
+    unsafe { ffi::sqlite3_initialize() };
+    let opener = |request: &vfs::OpenRequest| {
+        let (_, name) = vfs::locate(&request.path)?;
+        Ok(Box::new(CheckpointerGate::new(name)) as Box<dyn Gate>)
+    };
+    // SAFETY: as above.
+    unsafe { vfs::register(api(), Box::new(opener), false)? };
+    Ok(())
+}
+
+/// Opens a connection for the checkpointer.
+pub fn checkpointer(database: &Path) -> Result<Connection, DbError> {
+    let flags = OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_NO_MUTEX;
+    Connection::open_with_flags_and_vfs(database, flags, c"quire").map_err(error(database, "opening it"))
+}
+
+/// Names file and attempt in an error of SQLite's.
+pub fn error(database: &Path, what: &'static str) -> impl Fn(rusqlite::Error) -> DbError {
+    move |error| DbError::Sqlite { path: database.to_owned(), what, error }
+}
+
+/// The gate of a connection that checkpoints and never writes a transaction.
+struct CheckpointerGate {
+    info: DatabaseInfo,
+}
+
+impl CheckpointerGate {
+    fn new(name: String) -> CheckpointerGate {
+        let info = DatabaseInfo {
+            name,
+            node_id: 0,
+            page_size: PageSize::DEFAULT,
+            commit_deadline: Duration::ZERO,
+            max_transaction: 0,
+        };
+        CheckpointerGate { info }
+    }
+}
+
+impl Gate for CheckpointerGate {
+    fn info(&self) -> &DatabaseInfo {
+        &self.info
+    }
+
+    fn acquire(&mut self) -> Result<Grant, Refusal> {
+        Err(Refusal::new(RefusalCode::Invalid, "the checkpointer writes no transactions"))
+    }
+
+    fn commit(&mut self, _: &Grant, _: TxnId, _: WalTarget, _: Vec<u8>) -> Outcome {
+        Outcome::Refused("the checkpointer writes no transactions".into())
+    }
+
+    fn release(&mut self, _: Grant, _: bool) {}
+
+    fn is_checkpointer(&self) -> bool {
+        true
+    }
+}

@@ -1,0 +1,9 @@
+//! The gate's server: apps' connections over the unix socket `DIR/db/quire.sock`.
+//!
+//! | module | what it is |
+//! |---|---|
+//! | [`server`] | the socket: who may connect, and how many |
+//! | [`session`] | one connection, from Hello to its end |
+
+pub mod server;
+pub mod session;

@@ -1,0 +1,306 @@
+//! One app connection: a strict dialogue of one message at a time, as [`quire_vfs::gate::proto`] describes
+//! it. Whatever breaks the protocol ends the connection and harms nobody else.
+
+use crate::command::TRANSACTION_PREFIX;
+use crate::db::database::{Database, Resolution};
+use crate::core::lease::SessionId;
+use crate::node::{Node, OpenError};
+use bytes::{Bytes, BytesMut};
+use quire_raft::ProposeError;
+use quire_vfs::format::FormatError;
+use quire_vfs::format::transaction::{HEADER_SIZE, TxnId};
+use quire_vfs::gate::proto::{
+    self, COMMIT_PREFIX, Hello, MAX_SMALL, Outcome, Refusal, RefusalCode, Request, Response, WalTarget,
+};
+use std::io;
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::UnixStream;
+use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf};
+use tokio::sync::oneshot;
+use tokio::time::{Instant, timeout};
+use tracing::{debug, warn};
+
+/// The first message must come within this time.
+const HELLO_DEADLINE: Duration = Duration::from_secs(5);
+/// A message that has begun must be complete within this time.
+const MESSAGE_DEADLINE: Duration = Duration::from_secs(30);
+/// No queueing longer than this, whatever is asked.
+const MAX_WAIT: Duration = Duration::from_secs(10);
+
+/// Why a connection ended.
+#[derive(Debug, thiserror::Error)]
+pub enum SessionError {
+    /// It broke.
+    #[error("connection: {0}")]
+    Io(#[from] io::Error),
+    /// The app broke the protocol.
+    #[error("protocol: {0}")]
+    Format(#[from] FormatError),
+    /// It sent something at the wrong time.
+    #[error("protocol: {0}")]
+    Order(&'static str),
+    /// It was too slow.
+    #[error("the app did not complete its message in time")]
+    Slow,
+}
+
+/// Reads messages; buffered, so that waiting for one can be interrupted.
+struct Inbox {
+    stream: OwnedReadHalf,
+    buffer: BytesMut,
+    max: usize,
+}
+
+impl Inbox {
+    /// The next message without its length; `None` at the end of the connection.
+    async fn next(&mut self) -> Result<Option<BytesMut>, SessionError> {
+        loop {
+            if let Some(prefix) = self.buffer.first_chunk::<4>() {
+                let len = proto::message_length(*prefix, self.max)?;
+                if self.buffer.len() >= 4 + len {
+                    let _ = self.buffer.split_to(4);
+                    return Ok(Some(self.buffer.split_to(len)));
+                }
+                self.buffer.reserve(4 + len - self.buffer.len());
+            }
+            let is_idle = self.buffer.is_empty();
+            let read = self.stream.read_buf(&mut self.buffer);
+            let n = if is_idle {
+                read.await?
+            } else {
+                timeout(MESSAGE_DEADLINE, read).await.map_err(|_| SessionError::Slow)??
+            };
+            if n == 0 {
+                return Ok(None);
+            }
+        }
+    }
+}
+
+struct Session {
+    id: SessionId,
+    node: Arc<Node>,
+    inbox: Inbox,
+    out: OwnedWriteHalf,
+}
+
+/// Serves a connection to its end.
+pub async fn run(stream: UnixStream, id: SessionId, node: Arc<Node>) -> Result<(), SessionError> {
+    let (stream, out) = stream.into_split();
+    let inbox = Inbox { stream, buffer: BytesMut::with_capacity(8192), max: MAX_SMALL };
+    let mut session = Session { id, node, inbox, out };
+    let first = timeout(HELLO_DEADLINE, session.inbox.next()).await.map_err(|_| SessionError::Slow)?;
+    let hello = match first {
+        Ok(None) => return Ok(()),
+        Ok(Some(bytes)) => Request::decode(&bytes),
+        Err(error) => return Err(error),
+    };
+    let hello = match hello {
+        Ok(Request::Hello(hello)) => hello,
+        Ok(_) => return Err(SessionError::Order("the first message was not Hello")),
+        Err(error) => {
+            let refusal = Refusal::new(RefusalCode::Invalid, error.to_string());
+            session.send(&Response::Refused(refusal)).await?;
+            return Err(error.into());
+        }
+    };
+    let database = match session.open(&hello).await {
+        Ok(database) => database,
+        Err(refusal) => {
+            debug!(session = id, name = hello.name, pid = hello.pid, "open refused: {refusal}");
+            return session.send(&Response::Refused(refusal)).await;
+        }
+    };
+    debug!(session = id, database = database.name, pid = hello.pid, "opened");
+    session.inbox.max = COMMIT_PREFIX + session.node.limits().max_transaction;
+    let result = session.serve(&database).await;
+    database.gone(id);
+    result
+}
+
+impl Session {
+    async fn send(&mut self, response: &Response) -> Result<(), SessionError> {
+        let bytes = response.encode();
+        timeout(MESSAGE_DEADLINE, self.out.write_all(&bytes)).await.map_err(|_| SessionError::Slow)??;
+        Ok(())
+    }
+
+    async fn open(&mut self, hello: &Hello) -> Result<Arc<Database>, Refusal> {
+        let invalid = |why: String| Refusal::new(RefusalCode::Invalid, why);
+        let ours = self.node.registry().directory_identity();
+        if ours.is_ok_and(|ours| ours != hello.directory) {
+            let directory = self.node.registry().directory().display().to_string();
+            return Err(invalid(format!("this node's databases are in {directory}; open the file there")));
+        }
+        crate::name::check(&hello.name).map_err(|why| invalid(why.to_string()))?;
+        self.node.open_database(&hello.name, hello.create, hello.page_size).await.map_err(|error| match error {
+            OpenError::NotFound(_) => Refusal::new(RefusalCode::NotFound, error.to_string()),
+            OpenError::Invalid(_) => invalid(error.to_string()),
+            OpenError::Unavailable(_) => Refusal::new(RefusalCode::Unavailable, error.to_string()),
+        })
+    }
+
+    async fn serve(&mut self, database: &Arc<Database>) -> Result<(), SessionError> {
+        let limits = self.node.limits();
+        let welcome = Response::Welcome {
+            page_size: database.page_size,
+            node_id: self.node.id(),
+            commit_deadline_ms: limits.commit_deadline.as_millis() as u32,
+            max_transaction: limits.max_transaction as u64,
+        };
+        self.send(&welcome).await?;
+        while let Some(message) = self.inbox.next().await? {
+            match Request::decode(&message)? {
+                Request::Hello(_) => return Err(SessionError::Order("a second Hello")),
+                Request::Acquire { wait_ms } => {
+                    let wait = Duration::from_millis(wait_ms.into()).min(MAX_WAIT);
+                    let response = self.acquire(database, wait).await?;
+                    self.send(&response).await?;
+                }
+                Request::Commit { token, target } => {
+                    let outcome = self.commit(database, token, target, message).await?;
+                    self.send(&Response::Outcome(outcome)).await?;
+                }
+                Request::Release { token, linger } => database.release(self.id, token, linger),
+                Request::Resolve { base, target, id } => {
+                    let outcome = self.resolve(database, base, target, id).await?;
+                    self.send(&Response::Outcome(outcome)).await?;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    async fn acquire(&mut self, database: &Arc<Database>, wait: Duration) -> Result<Response, SessionError> {
+        if let Some(why) = self.node.disk_full() {
+            return Ok(Response::Refused(Refusal::new(RefusalCode::Full, why)));
+        }
+        let mut answer = database.acquire(self.id, wait);
+        let deadline = Instant::now() + wait;
+        let granted = loop {
+            tokio::select! {
+                biased;
+                granted = &mut answer => break granted,
+                () = tokio::time::sleep_until(deadline) => database.expire(),
+                message = self.inbox.next() => {
+                    // The app may only wait now; the end of the connection frees its place at once.
+                    return match message? {
+                        None => Err(io::Error::from(io::ErrorKind::UnexpectedEof).into()),
+                        Some(_) => Err(SessionError::Order("a message while waiting for the lease")),
+                    };
+                }
+            }
+        };
+        Ok(match granted {
+            Ok(Ok(grant)) => {
+                Response::Granted { token: grant.token, base: grant.base, pages: grant.pages }
+            }
+            Ok(Err(refusal)) => Response::Refused(refusal),
+            Err(_) => Response::Refused(Refusal::new(RefusalCode::Busy, "the lease is not to be had")),
+        })
+    }
+
+    async fn commit(
+        &mut self,
+        database: &Arc<Database>,
+        token: u64,
+        target: WalTarget,
+        mut message: BytesMut,
+    ) -> Result<Outcome, SessionError> {
+        if message.len() < COMMIT_PREFIX + HEADER_SIZE {
+            return Err(SessionError::Order("a Commit without a transaction"));
+        }
+        let begun = {
+            let txn = proto::commit_transaction(&message)?;
+            database.begin_commit(self.id, token, target, &txn).map(|(head, outcome)| (txn.id(), head, outcome))
+        };
+        let (id, head, outcome) = match begun {
+            Ok(begun) => begun,
+            Err(why) => return Ok(Outcome::Refused(why)),
+        };
+        const { assert!(COMMIT_PREFIX == TRANSACTION_PREFIX) };
+        head.write_over(&mut message);
+        let proposal = self.propose(database, id, message.freeze());
+        let deadline = self.node.limits().commit_deadline;
+        Ok(self.outcome(database, id, outcome, deadline, proposal).await)
+    }
+
+    /// Proposes; the outcome comes through the database, except where the entry certainly wasn't appended.
+    fn propose(
+        &self,
+        database: &Arc<Database>,
+        id: TxnId,
+        command: Bytes,
+    ) -> impl Future<Output = ()> + use<> {
+        let (database, raft) = (database.clone(), self.node.raft().clone());
+        async move {
+            match raft.propose(command).await {
+                Ok(_) => {}
+                Err(ProposeError::Unknown { reason, .. }) => {
+                    warn!(database = database.name, transaction = %id, "fate of a proposal unknown: {reason}");
+                }
+                Err(error) => {
+                    debug!(database = database.name, transaction = %id, "not proposed: {error}");
+                    database.abort_commit(id, &error.to_string());
+                }
+            }
+        }
+    }
+
+    /// Waits for the outcome while `work` goes on.
+    async fn outcome(
+        &self,
+        database: &Arc<Database>,
+        id: TxnId,
+        mut outcome: oneshot::Receiver<Outcome>,
+        deadline: Duration,
+        work: impl Future<Output = ()> + Send + 'static,
+    ) -> Outcome {
+        // On its own task: the proposal goes on whatever becomes of the app.
+        let mut work = Box::pin(work);
+        let deadline = Instant::now() + deadline;
+        let mut working = true;
+        let result = loop {
+            tokio::select! {
+                biased;
+                result = &mut outcome => break result.ok(),
+                () = &mut work, if working => working = false,
+                () = tokio::time::sleep_until(deadline) => {
+                    database.give_up(id);
+                    // It may have been decided in this very moment.
+                    break match outcome.try_recv() {
+                        Ok(result) => Some(result),
+                        Err(_) => Some(Outcome::Unknown("the commit deadline passed; ask again later".into())),
+                    };
+                }
+            }
+        };
+        if working {
+            tokio::spawn(work);
+        }
+        result.unwrap_or_else(|| Outcome::Refused("it was not proposed: the leader is changing".into()))
+    }
+
+    async fn resolve(
+        &mut self,
+        database: &Arc<Database>,
+        base: u64,
+        target: WalTarget,
+        id: TxnId,
+    ) -> Result<Outcome, SessionError> {
+        let deadline = self.node.limits().commit_deadline;
+        Ok(match database.resolve(self.id, base, target, id) {
+            Resolution::Known(outcome) => outcome,
+            Resolution::Pending(outcome) => {
+                self.outcome(database, id, outcome, deadline, std::future::pending()).await
+            }
+            Resolution::Unproven(outcome) => {
+                let (node, database_too) = (self.node.clone(), database.clone());
+                let conclude = async move { node.conclude(&database_too, id, deadline).await };
+                self.outcome(database, id, outcome, deadline, conclude).await
+            }
+        })
+    }
+}

@@ -1,0 +1,68 @@
+//! Whether this node may hand out leases: what Raft says of it, and what the state machine has seen.
+
+use quire_raft::{RaftStatus, ServerState};
+use quire_vfs::gate::proto::{Refusal, RefusalCode};
+use std::sync::OnceLock;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+use tokio::sync::watch;
+
+/// This node's view of the leader.
+#[derive(Debug)]
+pub struct Leadership {
+    status: OnceLock<watch::Receiver<RaftStatus>>,
+    /// The highest term of an entry that was handed to the state machine.
+    applied_term: AtomicU64,
+    /// How long after a quorum's last sign of life a leader still counts as one.
+    freshness: Duration,
+}
+
+impl Leadership {
+    /// Nothing is known yet.
+    pub fn new(freshness: Duration) -> Leadership {
+        Leadership { status: OnceLock::new(), applied_term: AtomicU64::new(0), freshness }
+    }
+
+    /// Raft has started.
+    pub fn attach(&self, status: watch::Receiver<RaftStatus>) {
+        let _ = self.status.set(status);
+    }
+
+    /// An entry of this term was handed over. True if it is the first of its term.
+    pub fn saw_term(&self, term: u64) -> bool {
+        self.applied_term.fetch_max(term, Ordering::SeqCst) < term
+    }
+
+    /// Raft's status, once it has started.
+    pub fn status(&self) -> Option<RaftStatus> {
+        self.status.get().map(|status| status.borrow().clone())
+    }
+
+    /// The term in which this node leads, has a quorum, and has seen all entries of earlier terms.
+    pub fn leading(&self) -> Result<u64, Refusal> {
+        let unavailable = |why: &str| Refusal::new(RefusalCode::Unavailable, why);
+        let Some(status) = self.status.get() else { return Err(unavailable("the node is starting")) };
+        let status = status.borrow();
+        if let Err(why) = &status.running {
+            return Err(unavailable(&format!("the node's Raft has stopped: {why}")));
+        }
+        if status.state != ServerState::Leader {
+            let leader = status.leader.filter(|&id| id != status.node_id);
+            return Err(match leader.and_then(|id| Some((id, status.peers.get(&id)?))) {
+                Some((id, peer)) => Refusal::new(
+                    RefusalCode::NotLeader,
+                    format!("node {} does not lead; the leader is node {id} at {}", status.node_id, peer.http_addr),
+                ),
+                None => unavailable("there is no leader at present; try again"),
+            });
+        }
+        let fresh = status.quorum_fresh.is_none_or(|ms| Duration::from_millis(ms) <= self.freshness);
+        if !fresh && status.voters.len() > 1 {
+            return Err(unavailable("the leader does not hear from a quorum; try again"));
+        }
+        if self.applied_term.load(Ordering::SeqCst) != status.term {
+            return Err(unavailable("the new leader is still applying entries; try again"));
+        }
+        Ok(status.term)
+    }
+}

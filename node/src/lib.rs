@@ -1,0 +1,21 @@
+//! Quire's node: the daemon that ties SQLite's pages to Raft's log, and its command line.
+//!
+//! The life of a commit goes on here after [`quire_vfs::capture`]: [`gate::session`] takes the transaction
+//! from the app and proposes it; Raft logs and replicates it; [`machine`] hands it to its database;
+//! [`db::worker`] judges and checks it, and [`db::applier`] publishes it on the nodes where no app does.
+
+pub mod api;
+#[allow(missing_docs, reason = "clap shows the documentation of each flag; the types only group them")]
+pub mod args;
+pub mod cli;
+pub mod command;
+pub mod config;
+pub mod core;
+pub mod db;
+pub mod gate;
+pub mod leadership;
+pub mod machine;
+pub mod manifest;
+pub mod name;
+pub mod node;
+pub mod peers;

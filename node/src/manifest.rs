@@ -1,0 +1,163 @@
+//! The manifest `DIR/manifest`: what the state machine has durably, apart from the databases themselves.
+//! Little-endian, replaced as a whole.
+//!
+//! ```text
+//!  0  "QUIREMAN", u32 version 1
+//! 12  u64 term, u64 leader, u64 index of the last entry whose effects are all on disk (all 1s: none)
+//! 36  u32 length, membership in Raft's own encoding
+//!     u32 number of databases; for each: u64 id, u32 page size, u16 length, name
+//!     u32 crc32 of everything before
+//! ```
+//!
+//! Entries after that position are read again from the log at the next start.
+
+use crate::command::DbId;
+use quire_raft::LogPosition;
+use quire_vfs::format::{FormatError, PageSize};
+use std::fs::File;
+use std::io::{self, Write};
+use std::path::Path;
+
+const MAGIC: &[u8; 8] = b"QUIREMAN";
+const VERSION: u32 = 1;
+/// A manifest is refused beyond this size, in bytes.
+const MAX_SIZE: u64 = 64 << 20;
+
+/// The contents.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Manifest {
+    /// The last entry whose effects are all on disk.
+    pub position: Option<LogPosition>,
+    /// The membership at that entry, in Raft's encoding.
+    pub membership: Vec<u8>,
+    /// The databases that exist: id, page size, name.
+    pub databases: Vec<(DbId, PageSize, String)>,
+}
+
+/// The manifest can't be used.
+#[derive(Debug, thiserror::Error)]
+pub enum ManifestError {
+    /// The operating system refused.
+    #[error(transparent)]
+    Io(#[from] io::Error),
+    /// It is damaged.
+    #[error("{0}; restore the file, or remove this node and join it anew")]
+    Format(#[from] FormatError),
+}
+
+impl Manifest {
+    fn encode(&self) -> Vec<u8> {
+        let mut out = MAGIC.to_vec();
+        out.extend_from_slice(&VERSION.to_le_bytes());
+        let words = self.position.map_or([u64::MAX; 3], |p| [p.term, p.leader, p.index]);
+        words.iter().for_each(|word| out.extend_from_slice(&word.to_le_bytes()));
+        out.extend_from_slice(&(self.membership.len() as u32).to_le_bytes());
+        out.extend_from_slice(&self.membership);
+        out.extend_from_slice(&(self.databases.len() as u32).to_le_bytes());
+        for (id, page_size, name) in &self.databases {
+            out.extend_from_slice(&id.0.to_le_bytes());
+            out.extend_from_slice(&page_size.get().to_le_bytes());
+            out.extend_from_slice(&(name.len() as u16).to_le_bytes());
+            out.extend_from_slice(name.as_bytes());
+        }
+        let crc = crc32fast::hash(&out);
+        out.extend_from_slice(&crc.to_le_bytes());
+        out
+    }
+
+    fn decode(bytes: &[u8]) -> Result<Manifest, FormatError> {
+        let err = |offset: usize, reason: &str| FormatError {
+            what: "manifest",
+            offset: offset as u64,
+            reason: reason.to_owned(),
+        };
+        if bytes.get(..8) != Some(MAGIC) {
+            return Err(err(0, "this is no manifest of Quire's"));
+        }
+        let Some((body, crc)) = bytes.split_last_chunk::<4>() else { return Err(err(0, "too short")) };
+        let version = bytes.get(8..12).and_then(|b| b.first_chunk::<4>()).map(|b| u32::from_le_bytes(*b));
+        if version != Some(VERSION) {
+            return Err(err(8, "another version than this build reads"));
+        }
+        if crc32fast::hash(body).to_le_bytes() != *crc {
+            return Err(err(body.len(), "crc32 does not match"));
+        }
+        let mut at = 12;
+        let mut take = |n: usize| {
+            let taken = body.get(at..at + n).ok_or_else(|| err(at, "too short"));
+            at += n;
+            taken
+        };
+        let u64 = |b: &[u8]| b.first_chunk::<8>().map_or(0, |b| u64::from_le_bytes(*b));
+        let u32 = |b: &[u8]| b.first_chunk::<4>().map_or(0, |b| u32::from_le_bytes(*b));
+        let (term, leader, index) = (u64(take(8)?), u64(take(8)?), u64(take(8)?));
+        let position = (index != u64::MAX).then_some(LogPosition { term, leader, index });
+        let len = u32(take(4)?) as usize;
+        let membership = take(len)?.to_vec();
+        let mut databases = Vec::new();
+        for _ in 0..u32(take(4)?) {
+            let id = DbId(u64(take(8)?));
+            let page_size = PageSize::new(u32(take(4)?)).ok_or_else(|| err(0, "no page size"))?;
+            let len = take(2)?.first_chunk::<2>().map_or(0, |b| u16::from_le_bytes(*b));
+            let name = String::from_utf8(take(usize::from(len))?.to_vec());
+            databases.push((id, page_size, name.map_err(|_| err(0, "a name is not UTF-8"))?));
+        }
+        Ok(Manifest { position, membership, databases })
+    }
+
+    /// Reads the manifest; the default if there is none.
+    pub fn load(path: &Path) -> Result<Manifest, ManifestError> {
+        match std::fs::metadata(path) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Manifest::default()),
+            Ok(metadata) if metadata.len() > MAX_SIZE => {
+                let reason = format!("{} bytes are too many", metadata.len());
+                return Err(FormatError { what: "manifest", offset: MAX_SIZE, reason }.into());
+            }
+            _ => {}
+        }
+        Ok(Manifest::decode(&std::fs::read(path)?)?)
+    }
+
+    /// Replaces the manifest, durably.
+    pub fn store(&self, path: &Path) -> io::Result<()> {
+        let new = path.with_extension("new");
+        let mut file = File::create(&new)?;
+        file.write_all(&self.encode())?;
+        file.sync_all()?;
+        std::fs::rename(&new, path)?;
+        sync_dir(path)
+    }
+}
+
+/// Makes a directory entry durable.
+pub fn sync_dir(file: &Path) -> io::Result<()> {
+    File::open(file.parent().unwrap_or(Path::new(".")))?.sync_all()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn round_trip_and_every_flipped_byte_refused() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("manifest");
+        assert_eq!(Manifest::load(&path).unwrap(), Manifest::default());
+        let manifest = Manifest {
+            position: Some(LogPosition { term: 3, leader: 2, index: 77 }),
+            membership: vec![1, 2, 3],
+            databases: vec![(DbId(4), PageSize::DEFAULT, "main".into()), (DbId(9), PageSize::DEFAULT, "b".into())],
+        };
+        manifest.store(&path).unwrap();
+        assert_eq!(Manifest::load(&path).unwrap(), manifest);
+        Manifest::default().store(&path).unwrap();
+        assert_eq!(Manifest::load(&path).unwrap(), Manifest::default());
+        let bytes = manifest.encode();
+        for at in 0..bytes.len() {
+            let mut bad = bytes.clone();
+            bad[at] ^= 1;
+            assert!(Manifest::decode(&bad).is_err(), "byte {at}");
+            assert!(Manifest::decode(&bytes[..at]).is_err(), "cut at {at}");
+        }
+    }
+}

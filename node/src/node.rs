@@ -1,0 +1,478 @@
+//! A node: what it is made of, how it starts, and how it ends.
+//!
+//! ```text
+//! DIR/lock          one process at a time
+//! DIR/identity      which node of which cluster this directory belongs to
+//! DIR/cluster.key   unless --cluster-key names another file
+//! DIR/manifest      the state machine's durable position
+//! DIR/raft/         Raft's log and vote
+//! DIR/db/           databases, and the socket quire.sock
+//! ```
+
+use crate::config::{Config, Limits};
+use crate::db::database::{Context, Database, Work};
+use crate::db::registry::Registry;
+use crate::db::{DbError, sql};
+use crate::gate::server::SocketError;
+use crate::leadership::Leadership;
+use crate::machine::{Machine, MachineError};
+use crate::peers::{self, LeaderError, PeerHandler, PeerRequest};
+use nix::fcntl::{Flock, FlockArg};
+use quire_raft::{ClusterKey, KeyError, Peer, Raft, RaftConfig, RaftStatus, StartError};
+use quire_vfs::format::PageSize;
+use quire_vfs::format::transaction::TxnId;
+use quire_vfs::shim::vfs::SOCKET;
+use std::fs::{File, OpenOptions};
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, OnceLock};
+use std::time::{Duration, Instant, SystemTime};
+use tokio::sync::{mpsc, watch};
+use tracing::{error, info, warn};
+
+/// How long an open may wait for the cluster.
+const OPEN_DEADLINE: Duration = Duration::from_secs(8);
+/// Databases that changed are checkpointed this often even if their WAL is short.
+const CHECKPOINT_INTERVAL: Duration = Duration::from_secs(60);
+
+/// A node can't start or go on.
+#[derive(Debug, thiserror::Error)]
+pub enum NodeError {
+    /// The operating system refused.
+    #[error("{}: {error}", path.display())]
+    Io {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        error: io::Error,
+    },
+    /// Another process uses the data directory.
+    #[error("{}: another node is running on this data directory", .0.display())]
+    Locked(PathBuf),
+    /// The data directory is another node's or another cluster's.
+    #[error("{}: {reason}", path.display())]
+    Identity {
+        /// The identity file.
+        path: PathBuf,
+        /// What differs, and what to do.
+        reason: String,
+    },
+    /// The cluster key can't be used.
+    #[error(transparent)]
+    Key(#[from] KeyError),
+    /// SQLite can't be used.
+    #[error(transparent)]
+    Sql(#[from] sql::SqlError),
+    /// The databases can't be opened.
+    #[error(transparent)]
+    Machine(#[from] MachineError),
+    /// The database directory can't be used.
+    #[error(transparent)]
+    Database(#[from] DbError),
+    /// Raft can't start.
+    #[error(transparent)]
+    Raft(#[from] StartError),
+    /// The gate's socket can't be set up.
+    #[error(transparent)]
+    Socket(#[from] SocketError),
+    /// The cluster can't be joined or started.
+    #[error("can't become part of a cluster: {0}")]
+    Cluster(String),
+    /// Raft has stopped.
+    #[error("raft has stopped: {0}")]
+    Stopped(String),
+}
+
+/// A database can't be opened.
+#[derive(Debug, thiserror::Error)]
+pub enum OpenError {
+    /// It doesn't exist.
+    #[error("there is no database {0}")]
+    NotFound(String),
+    /// It can't exist.
+    #[error("{0}")]
+    Invalid(String),
+    /// Not now.
+    #[error("{0}")]
+    Unavailable(String),
+}
+
+/// A running node.
+#[derive(Debug)]
+pub struct Node {
+    config: Config,
+    peer: Peer,
+    cluster_id: [u8; 16],
+    context: Arc<Context>,
+    registry: Arc<Registry>,
+    machine: Arc<Machine>,
+    raft: OnceLock<Raft>,
+    /// Everything that the log held at the start has been applied.
+    ready: watch::Sender<bool>,
+    started: SystemTime,
+    started_at: Instant,
+    _lock: Flock<File>,
+}
+
+impl Node {
+    /// This node's id.
+    pub fn id(&self) -> u64 {
+        self.config.node_id
+    }
+
+    /// Where this node is reached.
+    pub fn peer(&self) -> &Peer {
+        &self.peer
+    }
+
+    /// The configuration.
+    pub fn config(&self) -> &Config {
+        &self.config
+    }
+
+    /// The cluster's id, in hexadecimal.
+    pub fn cluster_id(&self) -> String {
+        self.cluster_id.iter().map(|byte| format!("{byte:02x}")).collect()
+    }
+
+    /// Bounds on transactions.
+    pub fn limits(&self) -> Limits {
+        self.config.limits
+    }
+
+    /// The databases.
+    pub fn registry(&self) -> &Registry {
+        &self.registry
+    }
+
+    /// Whether this node may grant leases now.
+    pub fn leadership(&self) -> &Leadership {
+        &self.context.leadership
+    }
+
+    /// When it was started, and for how long it has run.
+    pub fn started(&self) -> (SystemTime, Duration) {
+        (self.started, self.started_at.elapsed())
+    }
+
+    /// Whether what the log held at the start has been applied.
+    pub fn is_ready(&self) -> bool {
+        *self.ready.borrow()
+    }
+
+    /// Raft. Set before anything else can reach the node.
+    #[allow(clippy::expect_used, reason = "`start` sets it before it lets go of the node")]
+    pub fn raft(&self) -> &Raft {
+        self.raft.get().expect("raft has been started")
+    }
+
+    /// Raft's status.
+    pub fn raft_status(&self) -> RaftStatus {
+        self.raft().status()
+    }
+
+    /// Why nothing more can be written, if the disk is full.
+    pub fn disk_full(&self) -> Option<String> {
+        self.raft().disk_full()
+    }
+
+    /// Starts a node: locks and checks the directory, opens the databases, starts Raft. It isn't part of a
+    /// cluster yet; see [`Node::enter_cluster`].
+    pub async fn start(config: Config) -> Result<Arc<Node>, NodeError> {
+        let dir = config.data_dir.clone();
+        let io = |path: &Path| {
+            let path = path.to_owned();
+            move |error| NodeError::Io { path, error }
+        };
+        std::fs::create_dir_all(&dir).map_err(io(&dir))?;
+        let lock = lock(&dir.join("lock"))?;
+        let key = cluster_key(&config)?;
+        let cluster_id = key.cluster_id();
+        identity(&dir.join("identity"), &cluster_id, config.node_id)?;
+        sql::register()?;
+
+        let (checkpoints, asked) = mpsc::unbounded_channel();
+        let context = Arc::new(Context {
+            node_id: config.node_id,
+            leadership: Leadership::new(config.election_timeout * 2),
+            runtime: tokio::runtime::Handle::current(),
+            checkpoints,
+            checkpoint_bytes: config.checkpoint_bytes,
+            flushed: OnceLock::new(),
+        });
+        let registry = Arc::new(Registry::new(&dir.join("db"), context.clone())?);
+        let machine = {
+            let (dir, registry, context) = (dir.clone(), registry.clone(), context.clone());
+            let open = tokio::task::spawn_blocking(move || Machine::open(&dir, registry, context));
+            Arc::new(open.await.map_err(|error| NodeError::Stopped(error.to_string()))??)
+        };
+        let peer = Peer { raft_addr: config.raft_adv_addr.clone(), http_addr: config.http_adv_addr.clone() };
+        let mut raft_config =
+            RaftConfig::new(config.node_id, dir.join("raft"), config.raft_addr, peer.clone(), key);
+        raft_config.heartbeat = config.heartbeat;
+        raft_config.election_min = config.election_timeout;
+        raft_config.election_max = 2 * config.election_timeout;
+        raft_config.segment_bytes = config.segment_bytes;
+        let handler = Arc::new(PeerHandler::default());
+        let raft = Raft::start(raft_config, machine.clone(), handler.clone()).await?;
+        context.leadership.attach(raft.watch());
+        let _ = context.flushed.set(raft.flushed());
+
+        let node = Arc::new(Node {
+            config,
+            peer,
+            cluster_id,
+            context,
+            registry,
+            machine,
+            raft: OnceLock::from(raft),
+            ready: watch::Sender::new(false),
+            started: SystemTime::now(),
+            started_at: Instant::now(),
+            _lock: lock,
+        });
+        handler.attach(&node);
+        tokio::spawn(checkpointer(node.clone(), asked));
+        tokio::spawn(follow_leadership(node.clone()));
+        tokio::spawn(become_ready(node.clone()));
+        Ok(node)
+    }
+
+    /// Makes the node part of a cluster, if it isn't: a new one, or the one it is told to join.
+    pub async fn enter_cluster(self: &Arc<Self>) -> Result<(), NodeError> {
+        if self.raft().is_initialized() {
+            return Ok(());
+        }
+        let config = &self.config;
+        let voter = !config.non_voter;
+        let entered = match config.bootstrap_expect {
+            Some(expect) if expect > 1 => peers::bootstrap(self, &config.join, expect, voter).await,
+            _ if !config.join.is_empty() => peers::join_cluster(self, &config.join, voter).await,
+            _ => {
+                info!("starting a cluster of one");
+                let members = [(self.id(), self.peer.clone())].into();
+                self.raft().initialize(members).await.map_err(|error| error.to_string())
+            }
+        };
+        entered.map_err(NodeError::Cluster)
+    }
+
+    /// The gate's socket.
+    pub fn socket_path(&self) -> PathBuf {
+        self.registry.directory().join(SOCKET)
+    }
+
+    /// Waits until an entry has been handed to the databases' queues.
+    pub async fn wait_taken(&self, index: u64) {
+        let mut taken = self.machine.taken();
+        let _ = taken.wait_for(|at| at.is_some_and(|at| at >= index)).await;
+    }
+
+    /// A database for an app, created cluster-wide if it doesn't exist and `create` says so; ready to read.
+    pub async fn open_database(
+        self: &Arc<Self>,
+        name: &str,
+        create: bool,
+        page_size: Option<PageSize>,
+    ) -> Result<Arc<Database>, OpenError> {
+        let late = |what: &str| OpenError::Unavailable(format!("{what} took too long; try again"));
+        let deadline = tokio::time::Instant::now() + OPEN_DEADLINE;
+        let ready = tokio::time::timeout_at(deadline, async {
+            let _ = self.ready.subscribe().wait_for(|ready| *ready).await;
+        });
+        ready.await.map_err(|_| late("reading the log again after the start"))?;
+        let database = match self.registry.find(name) {
+            Some(database) => database,
+            None if !create => return Err(OpenError::NotFound(name.to_owned())),
+            None => self.create_database(name, page_size.unwrap_or(PageSize::DEFAULT), deadline).await?,
+        };
+        if let Some(wanted) = page_size
+            && wanted != database.page_size
+        {
+            let has = database.page_size;
+            return Err(OpenError::Invalid(format!("{name} has pages of {has} bytes, not of {wanted}")));
+        }
+        let from = database.consistent_from();
+        let mut progress = database.progress();
+        let consistent = tokio::time::timeout_at(deadline, progress.wait_for(|at| *at >= from)).await;
+        consistent.map_err(|_| late("applying what the database lacks"))?.map_err(|_| late("applying"))?;
+        Ok(database)
+    }
+
+    async fn create_database(
+        self: &Arc<Self>,
+        name: &str,
+        page_size: PageSize,
+        deadline: tokio::time::Instant,
+    ) -> Result<Arc<Database>, OpenError> {
+        let request = PeerRequest::CreateDatabase { name: name.to_owned(), page_size: page_size.get() };
+        let left = deadline.saturating_duration_since(tokio::time::Instant::now());
+        let index = peers::ask_leader(self, request, left).await.map_err(|error| match error {
+            LeaderError::Refused(why) => OpenError::Invalid(why),
+            LeaderError::Unavailable(why) => OpenError::Unavailable(format!("can't create {name}: {why}")),
+        })?;
+        let applied = tokio::time::timeout_at(deadline, self.wait_taken(index)).await;
+        applied.map_err(|_| OpenError::Unavailable(format!("creating {name} took too long; try again")))?;
+        self.registry.find(name).ok_or_else(|| OpenError::Unavailable(format!("{name} was dropped again")))
+    }
+
+    /// Makes sure that a database's worker has seen everything in which a transaction could be, and ends its
+    /// wait if it wasn't there.
+    pub async fn conclude(self: &Arc<Self>, database: &Arc<Database>, id: TxnId, deadline: Duration) {
+        match peers::ask_leader(self, PeerRequest::Barrier, deadline).await {
+            Ok(index) => {
+                self.wait_taken(index).await;
+                database.enqueue(Work::Conclude(id));
+            }
+            Err(error) => warn!(database = database.name, transaction = %id, "can't be resolved: {error}"),
+        }
+    }
+
+    /// Has all nodes record their checksums at one entry, and returns its index.
+    pub async fn verify(self: &Arc<Self>, files: bool, deadline: Duration) -> Result<u64, LeaderError> {
+        peers::ask_leader(self, PeerRequest::Verify { files }, deadline).await
+    }
+
+    /// Ends the node: what is in the WALs goes into the files, so that the next start has little to read.
+    pub async fn stop(self: &Arc<Self>) {
+        info!("stopping");
+        let _ = std::fs::remove_file(self.socket_path());
+        let node = self.clone();
+        let _ = tokio::task::spawn_blocking(move || {
+            node.registry.all().iter().for_each(checkpoint);
+            node.store_manifest();
+        })
+        .await;
+        self.raft().shutdown().await;
+    }
+
+    fn store_manifest(&self) {
+        if let Err(error) = self.machine.store_manifest() {
+            error!("can't write the manifest: {error}");
+        }
+    }
+}
+
+fn checkpoint(database: &Arc<Database>) {
+    if !database.durable().1 {
+        return;
+    }
+    if let Err(error) = database.checkpoint() {
+        warn!(database = database.name, "checkpoint: {error}");
+    }
+}
+
+/// Checkpoints databases that ask for it, and now and then all that changed.
+async fn checkpointer(node: Arc<Node>, mut asked: mpsc::UnboundedReceiver<crate::command::DbId>) {
+    let mut tick = tokio::time::interval(CHECKPOINT_INTERVAL);
+    loop {
+        let databases = tokio::select! {
+            id = asked.recv() => match id {
+                Some(id) => node.registry.get(id).into_iter().collect(),
+                None => return,
+            },
+            _ = tick.tick() => node.registry.all(),
+        };
+        let node = node.clone();
+        let work = tokio::task::spawn_blocking(move || {
+            databases.iter().for_each(checkpoint);
+            node.store_manifest();
+        });
+        if let Err(error) = work.await {
+            error!("the checkpointer failed: {error}");
+        }
+    }
+}
+
+/// Lets writers go on, or sends them away, as leadership changes.
+async fn follow_leadership(node: Arc<Node>) {
+    let mut status = node.raft().watch();
+    let mut last = None;
+    while status.changed().await.is_ok() {
+        let (state, term, leader) = {
+            let status = status.borrow_and_update();
+            (status.state, status.term, status.leader)
+        };
+        if last != Some((state, term, leader)) {
+            last = Some((state, term, leader));
+            info!(state = state.as_str(), term, leader, "raft");
+            node.registry.all().iter().for_each(|database| database.expire());
+        }
+    }
+}
+
+/// Waits until everything that the log held as committed at the start is applied.
+async fn become_ready(node: Arc<Node>) {
+    let status = node.raft_status();
+    if let Some(index) = status.committed_index {
+        node.wait_taken(index).await;
+    }
+    for database in node.registry.all() {
+        let (tx, rx) = tokio::sync::oneshot::channel();
+        database.enqueue(Work::Signal(tx));
+        // A database whose gate a paused app holds must not keep the others.
+        let _ = tokio::time::timeout(OPEN_DEADLINE, rx).await;
+    }
+    node.ready.send_replace(true);
+    info!(databases = node.registry.all().len(), committed = status.committed_index, "ready");
+}
+
+fn lock(path: &Path) -> Result<Flock<File>, NodeError> {
+    let file = OpenOptions::new().create(true).truncate(false).write(true).open(path);
+    let file = file.map_err(|error| NodeError::Io { path: path.to_owned(), error })?;
+    Flock::lock(file, FlockArg::LockExclusiveNonblock).map_err(|_| NodeError::Locked(path.to_owned()))
+}
+
+/// The key: from the file named, or from the directory; made anew only where a new cluster of one starts.
+fn cluster_key(config: &Config) -> Result<ClusterKey, NodeError> {
+    if let Some(path) = &config.cluster_key {
+        return Ok(ClusterKey::load(path)?);
+    }
+    let path = config.data_dir.join("cluster.key");
+    if path.exists() {
+        return Ok(ClusterKey::load(&path)?);
+    }
+    if !config.join.is_empty() {
+        return Err(NodeError::Cluster(format!(
+            "a node that joins needs the cluster's key: copy cluster.key from a node of it to {}, or name it \
+             with --cluster-key",
+            path.display()
+        )));
+    }
+    if config.data_dir.join("identity").exists() {
+        let reason = "the cluster key is gone; restore it from another node of the cluster".into();
+        return Err(NodeError::Identity { path, reason });
+    }
+    Ok(ClusterKey::generate(&path)?)
+}
+
+/// Checks that the directory belongs to this node of this cluster; a new directory is taken into possession.
+fn identity(path: &Path, cluster_id: &[u8; 16], node_id: u64) -> Result<(), NodeError> {
+    const VERSION: &str = "quire data directory, version 1";
+    let io = |error| NodeError::Io { path: path.to_owned(), error };
+    let bad = |reason: String| NodeError::Identity { path: path.to_owned(), reason };
+    let cluster: String = cluster_id.iter().map(|byte| format!("{byte:02x}")).collect();
+    let expected = format!("{VERSION}\ncluster {cluster}\nnode {node_id}\n");
+    let found = match std::fs::read_to_string(path) {
+        Ok(found) => found,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {
+            std::fs::write(path, &expected).map_err(io)?;
+            File::open(path).and_then(|file| file.sync_all()).map_err(io)?;
+            return crate::manifest::sync_dir(path).map_err(io);
+        }
+        Err(error) => return Err(io(error)),
+    };
+    if found == expected {
+        return Ok(());
+    }
+    let mut lines = found.lines();
+    if lines.next() != Some(VERSION) {
+        return Err(bad("not a data directory of this version of Quire; use the version that made it".into()));
+    }
+    if lines.next() != Some(&format!("cluster {cluster}")) {
+        return Err(bad("this data directory belongs to another cluster (or the cluster key is another); \
+                        use that cluster's key, or an empty directory"
+            .into()));
+    }
+    Err(bad(format!("this data directory belongs to another node than {node_id}: it says {:?}", lines.next())))
+}

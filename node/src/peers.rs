@@ -1,0 +1,297 @@
+//! What nodes ask of each other apart from Raft itself: requests that only the leader can serve, forwarded
+//! to it, and the first acquaintance of nodes that start or join a cluster. JSON, over Raft's mutually
+//! authenticated connections.
+
+use crate::command::Command;
+use crate::node::Node;
+use bytes::Bytes;
+use futures_util::future::BoxFuture;
+use quire_raft::{NodeId, Peer, ProposeError, RaftError, RequestHandler};
+use quire_vfs::format::PageSize;
+use serde::{Deserialize, Serialize};
+use std::sync::{Arc, OnceLock, Weak};
+use std::time::Duration;
+use tokio::time::Instant;
+use tracing::{info, warn};
+
+/// How long the leader waits for a new member to catch up before it stays a learner for now.
+const CATCH_UP: Duration = Duration::from_secs(60);
+const RETRY_PAUSE: Duration = Duration::from_millis(100);
+/// One attempt at one peer.
+const ATTEMPT: Duration = Duration::from_secs(5);
+
+/// A request from one node to another.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub enum PeerRequest {
+    /// Who are you? Answered by [`PeerResponse::Hello`].
+    Hello,
+    /// Take me in. For the leader.
+    Join {
+        /// The new node.
+        node_id: NodeId,
+        /// Where it is reached by Raft.
+        raft_addr: String,
+        /// Where its HTTP is.
+        http_addr: String,
+        /// Whether it shall vote.
+        voter: bool,
+    },
+    /// Create a database unless it exists. For the leader; answered by the index to wait for.
+    CreateDatabase {
+        /// Its name.
+        name: String,
+        /// Its page size.
+        page_size: u32,
+    },
+    /// Append an entry that does nothing. For the leader; answered by its index.
+    Barrier,
+    /// Append a verification. For the leader; answered by its index.
+    Verify {
+        /// Hash the files, too.
+        files: bool,
+    },
+}
+
+/// The answer.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub enum PeerResponse {
+    /// To [`PeerRequest::Hello`].
+    Hello {
+        /// The node that answers.
+        node_id: NodeId,
+        /// It is, or was, part of a cluster.
+        initialized: bool,
+        /// Where it is reached by Raft.
+        raft_addr: String,
+        /// Where its HTTP is.
+        http_addr: String,
+    },
+    /// Done; wait until this entry has been applied.
+    Index(u64),
+    /// The request is for the leader, which is at this Raft address, as far as is known.
+    NotLeader(Option<String>),
+    /// Not now.
+    Unavailable(String),
+    /// No, and why.
+    Refused(String),
+}
+
+/// Why the leader did not do what was asked.
+#[derive(Debug, thiserror::Error)]
+pub enum LeaderError {
+    /// No leader could be reached in time.
+    #[error("{0}")]
+    Unavailable(String),
+    /// The leader refused.
+    #[error("{0}")]
+    Refused(String),
+}
+
+impl PeerRequest {
+    fn encode(&self) -> Bytes {
+        serde_json::to_vec(self).unwrap_or_default().into()
+    }
+}
+
+fn decode_response(bytes: &[u8]) -> PeerResponse {
+    serde_json::from_slice(bytes)
+        .unwrap_or_else(|error| PeerResponse::Refused(format!("the peer's answer makes no sense: {error}")))
+}
+
+/// Serves requests of peers, once the node is there.
+#[derive(Debug, Default)]
+pub struct PeerHandler {
+    node: OnceLock<Weak<Node>>,
+}
+
+impl PeerHandler {
+    /// The node has started.
+    pub fn attach(&self, node: &Arc<Node>) {
+        let _ = self.node.set(Arc::downgrade(node));
+    }
+}
+
+impl RequestHandler for PeerHandler {
+    fn handle(&self, from: NodeId, request: Bytes) -> BoxFuture<'static, Bytes> {
+        let node = self.node.get().and_then(Weak::upgrade);
+        Box::pin(async move {
+            let response = match (node, serde_json::from_slice(&request)) {
+                (None, _) => PeerResponse::Unavailable("the node is starting".into()),
+                (Some(_), Err(error)) => PeerResponse::Refused(format!("the request makes no sense: {error}")),
+                (Some(_), Ok(PeerRequest::Join { node_id, .. })) if node_id != from => {
+                    PeerResponse::Refused(format!("node {from} can't join as node {node_id}"))
+                }
+                (Some(node), Ok(request)) => serve(&node, request).await,
+            };
+            serde_json::to_vec(&response).unwrap_or_default().into()
+        })
+    }
+}
+
+/// Serves a request on this node.
+async fn serve(node: &Arc<Node>, request: PeerRequest) -> PeerResponse {
+    let raft = node.raft();
+    let command = match request {
+        PeerRequest::Hello => {
+            let me = node.peer();
+            return PeerResponse::Hello {
+                node_id: node.id(),
+                initialized: raft.is_initialized(),
+                raft_addr: me.raft_addr.clone(),
+                http_addr: me.http_addr.clone(),
+            };
+        }
+        PeerRequest::Join { node_id, raft_addr, http_addr, voter } => {
+            let peer = Peer { raft_addr, http_addr };
+            return match join(node, node_id, peer, voter).await {
+                Ok(()) => PeerResponse::Index(0),
+                Err(RaftError::NotLeader { leader }) => {
+                    PeerResponse::NotLeader(leader.map(|(_, peer)| peer.raft_addr))
+                }
+                Err(RaftError::Refused(why)) => PeerResponse::Refused(why),
+                Err(error) => PeerResponse::Unavailable(error.to_string()),
+            };
+        }
+        PeerRequest::CreateDatabase { name, page_size } => {
+            let Some(page_size) = PageSize::new(page_size) else {
+                return PeerResponse::Refused(format!("{page_size} is no page size"));
+            };
+            if let Err(why) = crate::name::check(&name) {
+                return PeerResponse::Refused(why.to_string());
+            }
+            Command::CreateDatabase { name, page_size }
+        }
+        PeerRequest::Barrier => Command::Barrier { nonce: nonce() },
+        PeerRequest::Verify { files } => Command::Verify { files, nonce: nonce() },
+    };
+    match raft.propose(command.encode()).await {
+        Ok(position) => PeerResponse::Index(position.index),
+        Err(ProposeError::NotLeader { leader }) => PeerResponse::NotLeader(leader.map(|(_, p)| p.raft_addr)),
+        Err(ProposeError::TooLarge { size, limit }) => {
+            PeerResponse::Refused(format!("{size} bytes are more than {limit}"))
+        }
+        // Appending one of these twice does no harm, so an unknown fate is a reason to try again.
+        Err(error) => PeerResponse::Unavailable(error.to_string()),
+    }
+}
+
+async fn join(node: &Arc<Node>, id: NodeId, peer: Peer, voter: bool) -> Result<(), RaftError> {
+    let raft = node.raft();
+    let status = raft.status();
+    if let Some(known) = status.peers.get(&id)
+        && *known != peer
+    {
+        return Err(RaftError::Refused(format!(
+            "node id {id} belongs to the member at {}; give the new node an id of its own",
+            known.raft_addr
+        )));
+    }
+    raft.add_learner(id, peer.clone(), CATCH_UP).await?;
+    if voter && !raft.status().voters.contains(&id) {
+        raft.promote(id).await?;
+    }
+    info!(node = id, raft_addr = peer.raft_addr, voter, "joined");
+    Ok(())
+}
+
+fn nonce() -> u64 {
+    use std::hash::{BuildHasher, RandomState};
+    RandomState::new().hash_one(0)
+}
+
+/// Has the leader serve a request, whichever node that is, and returns the index to wait for.
+pub async fn ask_leader(node: &Arc<Node>, request: PeerRequest, deadline: Duration) -> Result<u64, LeaderError> {
+    let deadline = Instant::now() + deadline;
+    let mut why = "there is no leader".to_string();
+    while Instant::now() < deadline {
+        let status = node.raft().status();
+        let response = match status.leader {
+            Some(leader) if leader == node.id() => serve(node, request.clone()).await,
+            Some(leader) => match node.raft().request(leader, request.encode(), ATTEMPT).await {
+                Ok(bytes) => decode_response(&bytes),
+                Err(error) => PeerResponse::Unavailable(format!("leader (node {leader}): {error}")),
+            },
+            None => PeerResponse::NotLeader(None),
+        };
+        match response {
+            PeerResponse::Index(index) => return Ok(index),
+            PeerResponse::Refused(why) => return Err(LeaderError::Refused(why)),
+            PeerResponse::Unavailable(reason) => why = reason,
+            PeerResponse::NotLeader(_) => why = "there is no leader".into(),
+            PeerResponse::Hello { .. } => why = "the peer's answer makes no sense".into(),
+        }
+        tokio::time::sleep(RETRY_PAUSE).await;
+    }
+    Err(LeaderError::Unavailable(why))
+}
+
+/// Asks the node at an address, in one attempt.
+pub async fn ask_address(node: &Arc<Node>, address: &str, request: &PeerRequest, deadline: Duration) -> Result<PeerResponse, String> {
+    let bytes = node.raft().request_addr(address, request.encode(), deadline).await;
+    bytes.map(|bytes| decode_response(&bytes)).map_err(|error| error.to_string())
+}
+
+/// Joins the cluster of any of `addresses`; tries until it succeeds or is refused.
+pub async fn join_cluster(node: &Arc<Node>, addresses: &[String], voter: bool) -> Result<(), String> {
+    let me = node.peer().clone();
+    let request =
+        PeerRequest::Join { node_id: node.id(), raft_addr: me.raft_addr, http_addr: me.http_addr, voter };
+    let mut complaint = Instant::now();
+    loop {
+        let mut targets: Vec<String> = addresses.to_vec();
+        let mut redirected = false;
+        while let Some(address) = targets.pop() {
+            match ask_address(node, &address, &request, CATCH_UP + ATTEMPT).await {
+                Ok(PeerResponse::Index(_)) => return Ok(()),
+                Ok(PeerResponse::Refused(why)) => return Err(format!("{address} refused: {why}")),
+                Ok(PeerResponse::NotLeader(Some(leader))) if !redirected => {
+                    redirected = true;
+                    targets.push(leader);
+                }
+                Ok(_) => {}
+                Err(why) => {
+                    if complaint.elapsed() > Duration::from_secs(5) {
+                        warn!(address, "can't join yet: {why}");
+                        complaint = Instant::now();
+                    }
+                }
+            }
+        }
+        tokio::time::sleep(2 * RETRY_PAUSE).await;
+    }
+}
+
+/// Starts a cluster together with the nodes at `addresses`, once `expect` of them (this one included) have
+/// met and none belongs to a cluster; the one with the lowest id does it. If one does belong to a cluster,
+/// this node joins that.
+pub async fn bootstrap(node: &Arc<Node>, addresses: &[String], expect: usize, voter: bool) -> Result<(), String> {
+    loop {
+        let mut met = std::collections::BTreeMap::from([(node.id(), node.peer().clone())]);
+        let mut exists = false;
+        for address in addresses {
+            match ask_address(node, address, &PeerRequest::Hello, ATTEMPT).await {
+                Ok(PeerResponse::Hello { node_id, initialized, raft_addr, http_addr }) => {
+                    exists |= initialized && node_id != node.id();
+                    met.insert(node_id, Peer { raft_addr, http_addr });
+                }
+                Ok(other) => return Err(format!("{address} answered {other:?}")),
+                Err(why) => tracing::debug!(address, "not met yet: {why}"),
+            }
+        }
+        if node.raft().is_initialized() {
+            return Ok(());
+        }
+        if exists {
+            // Either the lowest has just started the cluster with us in it, or there was one before.
+            let mut status = node.raft().watch();
+            let met = tokio::time::timeout(ATTEMPT, status.wait_for(|s| !s.voters.is_empty())).await;
+            return if matches!(met, Ok(Ok(_))) { Ok(()) } else { join_cluster(node, addresses, voter).await };
+        }
+        if met.len() >= expect && met.keys().next() == Some(&node.id()) {
+            info!(nodes = ?met.keys().collect::<Vec<_>>(), "starting a cluster");
+            return node.raft().initialize(met).await.map_err(|error| error.to_string());
+        }
+        tokio::time::sleep(RETRY_PAUSE).await;
+    }
+}
