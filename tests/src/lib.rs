@@ -1,1 +1,69 @@
-//! .
+//! What the end-to-end tests share: the programs under test, stock hosts, and clusters to run them on.
+//!
+//! Every test runs real processes: nodes (`quire node`), and hosts that load `libquire_vfs.so` into their own
+//! SQLite. A host that is not on this machine makes its test print why it is skipped; with `CI=true` it is a
+//! failure.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "test support")]
+
+use quire_node::cli::local::LocalCluster;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::sync::OnceLock;
+use tempfile::TempDir;
+
+/// The programs under test.
+#[derive(Debug)]
+pub struct Programs {
+    /// The `quire` binary.
+    pub quire: PathBuf,
+    /// The loadable extension.
+    pub extension: PathBuf,
+}
+
+/// Builds the programs as the tests themselves are built, once per test binary.
+pub fn programs() -> &'static Programs {
+    static PROGRAMS: OnceLock<Programs> = OnceLock::new();
+    PROGRAMS.get_or_init(|| {
+        let test = std::env::current_exe().unwrap();
+        let deps = test.parent().unwrap();
+        let target = deps.parent().unwrap();
+        let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
+        let mut build = Command::new(cargo);
+        build.args(["build", "--workspace", "--quiet", "--manifest-path"]);
+        build.arg(Path::new(env!("CARGO_MANIFEST_DIR")).join("../Cargo.toml"));
+        build.arg("--target-dir").arg(target.parent().unwrap());
+        if target.file_name().is_some_and(|name| name == "release") {
+            build.arg("--release");
+        }
+        assert!(build.status().unwrap().success(), "the programs under test don't build");
+        let extension = target.join("libquire_vfs.so");
+        let programs = Programs { quire: target.join("quire"), extension };
+        assert!(programs.quire.exists() && programs.extension.exists(), "{programs:?}");
+        programs
+    })
+}
+
+/// A cluster in a directory of its own, which goes with it.
+#[derive(Debug)]
+pub struct TestCluster {
+    /// The nodes.
+    pub cluster: LocalCluster,
+    /// Where they live.
+    pub dir: TempDir,
+}
+
+impl TestCluster {
+    /// Prepares nodes; none is started.
+    pub fn prepare(count: u64) -> TestCluster {
+        let dir = tempfile::Builder::new().prefix("quire-test-").tempdir().unwrap();
+        let cluster = LocalCluster::new(&programs().quire, dir.path(), count).unwrap();
+        TestCluster { cluster, dir }
+    }
+
+    /// Starts a cluster and waits until all of it votes.
+    pub fn start(count: u64) -> TestCluster {
+        let mut test = TestCluster::prepare(count);
+        test.cluster.start().unwrap();
+        test
+    }
+}
