@@ -1,5 +1,6 @@
 //! The command line.
 
+pub mod app;
 pub mod bench;
 pub mod client;
 pub mod demo;
