@@ -13,7 +13,13 @@ pub struct Cli {
     #[command(subcommand)]
     pub command: Command,
     /// Log filter, such as `info` or `quire_node=debug`.
-    #[arg(long, global = true, env = "QUIRE_LOG", default_value = "info,openraft=warn", value_name = "FILTER")]
+    #[arg(
+        long,
+        global = true,
+        env = "QUIRE_LOG",
+        default_value = "info,openraft=warn",
+        value_name = "FILTER"
+    )]
     pub log: String,
     /// Write log lines as JSON.
     #[arg(long, global = true, env = "QUIRE_LOG_JSON")]

@@ -130,7 +130,8 @@ impl Command {
 
     /// Reads a command. The pages stay where they are.
     pub fn decode(bytes: &Bytes) -> Result<Command, FormatError> {
-        let err = |offset: usize, reason: String| FormatError { what: "command", offset: offset as u64, reason };
+        let err =
+            |offset: usize, reason: String| FormatError { what: "command", offset: offset as u64, reason };
         let short = |expected: usize| err(bytes.len(), format!("{} bytes, expected {expected}", bytes.len()));
         let [kind, version, ..] = bytes[..] else { return Err(short(2)) };
         if version != VERSION {
@@ -165,7 +166,8 @@ impl Command {
                 if bytes.len() != 8 + name_len {
                     return Err(short(8 + name_len));
                 }
-                let name = std::str::from_utf8(&bytes[8..]).map_err(|_| err(8, "name is not UTF-8".into()))?;
+                let name =
+                    std::str::from_utf8(&bytes[8..]).map_err(|_| err(8, "name is not UTF-8".into()))?;
                 crate::name::check(name).map_err(|why| err(8, why.to_string()))?;
                 Ok(Command::CreateDatabase { name: name.to_owned(), page_size })
             }

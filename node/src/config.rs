@@ -95,7 +95,10 @@ impl Config {
             return bad("--bootstrap-expect", "a cluster has at least one node".into());
         }
         if args.bootstrap_expect.is_some_and(|n| n > 1) && args.join.is_empty() {
-            return bad("--bootstrap-expect", "needs --join with the Raft addresses of the other nodes".into());
+            return bad(
+                "--bootstrap-expect",
+                "needs --join with the Raft addresses of the other nodes".into(),
+            );
         }
         if args.non_voter && args.join.is_empty() {
             return bad("--non-voter", "needs --join: a cluster's first node votes".into());

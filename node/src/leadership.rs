@@ -51,7 +51,10 @@ impl Leadership {
             return Err(match leader.and_then(|id| Some((id, status.peers.get(&id)?))) {
                 Some((id, peer)) => Refusal::new(
                     RefusalCode::NotLeader,
-                    format!("node {} does not lead; the leader is node {id} at {}", status.node_id, peer.http_addr),
+                    format!(
+                        "node {} does not lead; the leader is node {id} at {}",
+                        status.node_id, peer.http_addr
+                    ),
                 ),
                 None => unavailable("there is no leader at present; try again"),
             });

@@ -4,6 +4,7 @@
 //! from the app and proposes it; Raft logs and replicates it; [`machine`] hands it to its database;
 //! [`db::worker`] judges and checks it, and [`db::applier`] publishes it on the nodes where no app does.
 
+pub mod access;
 pub mod api;
 #[allow(missing_docs, reason = "clap shows the documentation of each flag; the types only group them")]
 pub mod args;

@@ -13,7 +13,7 @@ use crate::manifest::{Manifest, ManifestError};
 use quire_raft::{AppliedState, Committed, LogPosition, Payload, StateMachine};
 use std::io;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use tokio::sync::watch;
 use tracing::{error, info};
 
@@ -49,12 +49,18 @@ pub struct Machine {
     registry: Arc<Registry>,
     context: Arc<Context>,
     state: Mutex<State>,
+    /// One writer of the manifest at a time; entries are taken meanwhile.
+    storing: Mutex<()>,
     taken: watch::Sender<Option<u64>>,
 }
 
 impl Machine {
     /// Opens all databases of the manifest.
-    pub fn open(directory: &Path, registry: Arc<Registry>, context: Arc<Context>) -> Result<Machine, MachineError> {
+    pub fn open(
+        directory: &Path,
+        registry: Arc<Registry>,
+        context: Arc<Context>,
+    ) -> Result<Machine, MachineError> {
         let manifest_path = directory.join("manifest");
         let manifest = Manifest::load(&manifest_path)
             .map_err(|error| MachineError::Manifest { path: manifest_path.clone(), error })?;
@@ -63,7 +69,14 @@ impl Machine {
         }
         let state = State { taken: manifest.position, manifest, memberships: Vec::new() };
         let taken = watch::Sender::new(state.taken.map(|p| p.index));
-        Ok(Machine { manifest_path, registry, context, state: Mutex::new(state), taken })
+        Ok(Machine {
+            manifest_path,
+            registry,
+            context,
+            state: Mutex::new(state),
+            storing: Mutex::default(),
+            taken,
+        })
     }
 
     /// The index of the last entry that was taken, as it moves.
@@ -108,10 +121,32 @@ impl Machine {
         Ok(())
     }
 
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     /// Moves the manifest forward to what all databases have in their files.
     pub fn store_manifest(&self) -> io::Result<()> {
-        let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
-        let Some(mut position) = state.taken else { return Ok(()) };
+        let _one = self.storing.lock().unwrap_or_else(PoisonError::into_inner);
+        let manifest = {
+            let state = self.state();
+            match self.next_manifest(&state) {
+                Some(manifest) if manifest != state.manifest => manifest,
+                _ => return Ok(()),
+            }
+        };
+        manifest.store(&self.manifest_path)?;
+        let mut state = self.state();
+        // The newest membership at or below the position is in the manifest now; older ones are of no use.
+        let index = manifest.position.map_or(0, |position| position.index);
+        state.memberships.retain(|(at, _)| *at > index);
+        state.manifest = manifest;
+        Ok(())
+    }
+
+    /// What the manifest may say now; `None` if it has nothing new to say.
+    fn next_manifest(&self, state: &State) -> Option<Manifest> {
+        let mut position = state.taken?;
         let databases = self.registry.all();
         for database in &databases {
             let (durable, is_dirty) = database.durable();
@@ -119,34 +154,29 @@ impl Machine {
                 position = durable;
             }
         }
-        let index = position.index;
-        let membership = state.memberships.iter().rev().find(|(at, _)| *at <= index);
-        let manifest = Manifest {
-            position: Some(position),
-            membership: membership.map_or_else(|| state.manifest.membership.clone(), |(_, bytes)| bytes.clone()),
-            databases: databases.iter().map(|db| (db.id, db.page_size, db.name.clone())).collect(),
-        };
-        if manifest.position < state.manifest.position || manifest == state.manifest {
-            return Ok(());
+        if Some(position) < state.manifest.position {
+            return None;
         }
-        manifest.store(&self.manifest_path)?;
-        // The newest one at or below the position is in the manifest now; older ones are of no use.
-        state.memberships.retain(|(at, _)| *at > index);
-        state.manifest = manifest;
-        Ok(())
+        let membership = state.memberships.iter().rev().find(|(at, _)| *at <= position.index);
+        let membership = membership.map_or(&state.manifest.membership, |(_, bytes)| bytes);
+        Some(Manifest {
+            position: Some(position),
+            membership: membership.clone(),
+            databases: databases.iter().map(|db| (db.id, db.page_size, db.name.clone())).collect(),
+        })
     }
 }
 
 impl StateMachine for Machine {
     fn applied(&self) -> io::Result<AppliedState> {
-        let state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        let state = self.state();
         let manifest = &state.manifest;
         let membership = (!manifest.membership.is_empty()).then(|| manifest.membership.clone().into());
         Ok(AppliedState { position: manifest.position, membership })
     }
 
     fn apply(&self, batch: Vec<Committed>) -> io::Result<()> {
-        let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut state = self.state();
         for entry in batch {
             let position = entry.position;
             self.take(&mut state, entry).map_err(|why| {
@@ -158,4 +188,3 @@ impl StateMachine for Machine {
         Ok(())
     }
 }
-

@@ -146,7 +146,10 @@ mod tests {
         let manifest = Manifest {
             position: Some(LogPosition { term: 3, leader: 2, index: 77 }),
             membership: vec![1, 2, 3],
-            databases: vec![(DbId(4), PageSize::DEFAULT, "main".into()), (DbId(9), PageSize::DEFAULT, "b".into())],
+            databases: vec![
+                (DbId(4), PageSize::DEFAULT, "main".into()),
+                (DbId(9), PageSize::DEFAULT, "b".into()),
+            ],
         };
         manifest.store(&path).unwrap();
         assert_eq!(Manifest::load(&path).unwrap(), manifest);

@@ -5,7 +5,9 @@ pub const MAX_LEN: usize = 64;
 
 /// A name that can't be a database's.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("{name:?} can't name a database: {reason}; use 1 to 64 letters, digits, '_', '-' or '.', not first a '.' or '-'")]
+#[error(
+    "{name:?} can't name a database: {reason}; use 1 to 64 letters, digits, '_', '-' or '.', not first a '.' or '-'"
+)]
 pub struct NameError {
     name: String,
     reason: &'static str,
@@ -39,7 +41,8 @@ mod tests {
             assert_eq!(check(good), Ok(()), "{good}");
         }
         let long = "x".repeat(65);
-        for bad in ["", ".", "..", "../a", "a/b", "a\\b", "-rf", ".hidden", "a..b", "ä", "a b", "a\0", &long] {
+        for bad in ["", ".", "..", "../a", "a/b", "a\\b", "-rf", ".hidden", "a..b", "ä", "a b", "a\0", &long]
+        {
             assert!(check(bad).is_err(), "{bad:?}");
         }
     }

@@ -9,6 +9,7 @@
 //! DIR/db/           databases, and the socket quire.sock
 //! ```
 
+use crate::access::{Access, AccessError};
 use crate::config::{Config, Limits};
 use crate::db::database::{Context, Database, Work};
 use crate::db::registry::Registry;
@@ -57,6 +58,9 @@ pub enum NodeError {
         /// What differs, and what to do.
         reason: String,
     },
+    /// Rights can't be set up.
+    #[error(transparent)]
+    Access(#[from] AccessError),
     /// The cluster key can't be used.
     #[error(transparent)]
     Key(#[from] KeyError),
@@ -102,6 +106,7 @@ pub enum OpenError {
 pub struct Node {
     config: Config,
     peer: Peer,
+    access: Access,
     cluster_id: [u8; 16],
     context: Arc<Context>,
     registry: Arc<Registry>,
@@ -123,6 +128,11 @@ impl Node {
     /// Where this node is reached.
     pub fn peer(&self) -> &Peer {
         &self.peer
+    }
+
+    /// Who may touch its files.
+    pub fn access(&self) -> &Access {
+        &self.access
     }
 
     /// The configuration.
@@ -184,6 +194,7 @@ impl Node {
             let path = path.to_owned();
             move |error| NodeError::Io { path, error }
         };
+        let access = Access::new(config.socket_group.as_deref())?;
         std::fs::create_dir_all(&dir).map_err(io(&dir))?;
         let lock = lock(&dir.join("lock"))?;
         let key = cluster_key(&config)?;
@@ -201,6 +212,7 @@ impl Node {
             flushed: OnceLock::new(),
         });
         let registry = Arc::new(Registry::new(&dir.join("db"), context.clone())?);
+        access.share(&dir, registry.directory())?;
         let machine = {
             let (dir, registry, context) = (dir.clone(), registry.clone(), context.clone());
             let open = tokio::task::spawn_blocking(move || Machine::open(&dir, registry, context));
@@ -221,6 +233,7 @@ impl Node {
         let node = Arc::new(Node {
             config,
             peer,
+            access,
             cluster_id,
             context,
             registry,
@@ -292,6 +305,9 @@ impl Node {
             let has = database.page_size;
             return Err(OpenError::Invalid(format!("{name} has pages of {has} bytes, not of {wanted}")));
         }
+        if let Some(why) = database.fenced() {
+            return Err(OpenError::Unavailable(format!("{name} is fenced on this node: {why}")));
+        }
         let from = database.consistent_from();
         let mut progress = database.progress();
         let consistent = tokio::time::timeout_at(deadline, progress.wait_for(|at| *at >= from)).await;
@@ -319,12 +335,18 @@ impl Node {
     /// Makes sure that a database's worker has seen everything in which a transaction could be, and ends its
     /// wait if it wasn't there.
     pub async fn conclude(self: &Arc<Self>, database: &Arc<Database>, id: TxnId, deadline: Duration) {
-        match peers::ask_leader(self, PeerRequest::Barrier, deadline).await {
-            Ok(index) => {
-                self.wait_taken(index).await;
-                database.enqueue(Work::Conclude(id));
+        loop {
+            match peers::ask_leader(self, PeerRequest::Barrier, deadline).await {
+                Ok(index) => {
+                    self.wait_taken(index).await;
+                    return database.enqueue(Work::Conclude(id));
+                }
+                // Not given up when the app is: while it is pending, the database grants no lease.
+                Err(error) => {
+                    warn!(database = database.name, transaction = %id, "can't be resolved yet: {error}")
+                }
             }
-            Err(error) => warn!(database = database.name, transaction = %id, "can't be resolved: {error}"),
+            tokio::time::sleep(Duration::from_secs(1)).await;
         }
     }
 
@@ -467,12 +489,17 @@ fn identity(path: &Path, cluster_id: &[u8; 16], node_id: u64) -> Result<(), Node
     }
     let mut lines = found.lines();
     if lines.next() != Some(VERSION) {
-        return Err(bad("not a data directory of this version of Quire; use the version that made it".into()));
+        return Err(
+            bad("not a data directory of this version of Quire; use the version that made it".into()),
+        );
     }
     if lines.next() != Some(&format!("cluster {cluster}")) {
         return Err(bad("this data directory belongs to another cluster (or the cluster key is another); \
                         use that cluster's key, or an empty directory"
             .into()));
     }
-    Err(bad(format!("this data directory belongs to another node than {node_id}: it says {:?}", lines.next())))
+    Err(bad(format!(
+        "this data directory belongs to another node than {node_id}: it says {:?}",
+        lines.next()
+    )))
 }

@@ -118,7 +118,9 @@ impl RequestHandler for PeerHandler {
         Box::pin(async move {
             let response = match (node, serde_json::from_slice(&request)) {
                 (None, _) => PeerResponse::Unavailable("the node is starting".into()),
-                (Some(_), Err(error)) => PeerResponse::Refused(format!("the request makes no sense: {error}")),
+                (Some(_), Err(error)) => {
+                    PeerResponse::Refused(format!("the request makes no sense: {error}"))
+                }
                 (Some(_), Ok(PeerRequest::Join { node_id, .. })) if node_id != from => {
                     PeerResponse::Refused(format!("node {from} can't join as node {node_id}"))
                 }
@@ -201,7 +203,11 @@ fn nonce() -> u64 {
 }
 
 /// Has the leader serve a request, whichever node that is, and returns the index to wait for.
-pub async fn ask_leader(node: &Arc<Node>, request: PeerRequest, deadline: Duration) -> Result<u64, LeaderError> {
+pub async fn ask_leader(
+    node: &Arc<Node>,
+    request: PeerRequest,
+    deadline: Duration,
+) -> Result<u64, LeaderError> {
     let deadline = Instant::now() + deadline;
     let mut why = "there is no leader".to_string();
     while Instant::now() < deadline {
@@ -227,7 +233,12 @@ pub async fn ask_leader(node: &Arc<Node>, request: PeerRequest, deadline: Durati
 }
 
 /// Asks the node at an address, in one attempt.
-pub async fn ask_address(node: &Arc<Node>, address: &str, request: &PeerRequest, deadline: Duration) -> Result<PeerResponse, String> {
+pub async fn ask_address(
+    node: &Arc<Node>,
+    address: &str,
+    request: &PeerRequest,
+    deadline: Duration,
+) -> Result<PeerResponse, String> {
     let bytes = node.raft().request_addr(address, request.encode(), deadline).await;
     bytes.map(|bytes| decode_response(&bytes)).map_err(|error| error.to_string())
 }
@@ -252,7 +263,9 @@ pub async fn join_cluster(node: &Arc<Node>, addresses: &[String], voter: bool) -
                 Ok(_) => {}
                 Err(why) => {
                     if complaint.elapsed() > Duration::from_secs(5) {
-                        warn!(address, "can't join yet: {why}");
+                        let hint =
+                            if why.contains("certificate") { "; is its cluster key another?" } else { "" };
+                        warn!(address, "can't join yet: {why}{hint}");
                         complaint = Instant::now();
                     }
                 }
@@ -265,7 +278,12 @@ pub async fn join_cluster(node: &Arc<Node>, addresses: &[String], voter: bool) -
 /// Starts a cluster together with the nodes at `addresses`, once `expect` of them (this one included) have
 /// met and none belongs to a cluster; the one with the lowest id does it. If one does belong to a cluster,
 /// this node joins that.
-pub async fn bootstrap(node: &Arc<Node>, addresses: &[String], expect: usize, voter: bool) -> Result<(), String> {
+pub async fn bootstrap(
+    node: &Arc<Node>,
+    addresses: &[String],
+    expect: usize,
+    voter: bool,
+) -> Result<(), String> {
     loop {
         let mut met = std::collections::BTreeMap::from([(node.id(), node.peer().clone())]);
         let mut exists = false;
@@ -286,7 +304,11 @@ pub async fn bootstrap(node: &Arc<Node>, addresses: &[String], expect: usize, vo
             // Either the lowest has just started the cluster with us in it, or there was one before.
             let mut status = node.raft().watch();
             let met = tokio::time::timeout(ATTEMPT, status.wait_for(|s| !s.voters.is_empty())).await;
-            return if matches!(met, Ok(Ok(_))) { Ok(()) } else { join_cluster(node, addresses, voter).await };
+            return if matches!(met, Ok(Ok(_))) {
+                Ok(())
+            } else {
+                join_cluster(node, addresses, voter).await
+            };
         }
         if met.len() >= expect && met.keys().next() == Some(&node.id()) {
             info!(nodes = ?met.keys().collect::<Vec<_>>(), "starting a cluster");

@@ -5,6 +5,10 @@
 //! failure.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "test support")]
 
+pub mod crash;
+pub mod hosts;
+pub mod replicas;
+
 use quire_node::cli::local::LocalCluster;
 use std::path::{Path, PathBuf};
 use std::process::Command;

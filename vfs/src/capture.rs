@@ -129,7 +129,8 @@ impl Capture {
                 self.state = State::Held { frame, header };
                 Ok(Action::Hold)
             }
-            (at, len) if at == FRAME_HEADER_SIZE as u64 && len == self.page_size.bytes() => match &self.state {
+            (at, len) if at == FRAME_HEADER_SIZE as u64 && len == self.page_size.bytes() => match &self.state
+            {
                 State::Held { frame: held, header } if *held == frame => {
                     let db_size = FrameHeader::decode_unchecked(header).commit_size;
                     self.complete(frame, db_size).map(Action::Commit)
@@ -267,7 +268,9 @@ mod tests {
     #[test]
     fn writes_that_sqlite_does_not_make_are_refused() {
         let mut c = capture(2);
-        for (at, len) in [(1, 32), (0, 24), (offset(2), 24), (offset(3) + 1, 24), (offset(3), 25), (offset(3) + 24, SIZE)] {
+        for (at, len) in
+            [(1, 32), (0, 24), (offset(2), 24), (offset(3) + 1, 24), (offset(3), 25), (offset(3) + 24, SIZE)]
+        {
             assert!(matches!(c.write(at, &vec![1; len]), Err(CaptureError::Shape { .. })), "{at} {len}");
         }
         assert!(matches!(c.write(0, &[0; 32]), Err(CaptureError::Header(_))));

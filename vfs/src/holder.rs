@@ -130,7 +130,8 @@ impl Holder {
         let name = c_path(path).ok_or_else(|| HoldError::Path { path: path.to_owned() })?;
         let err = |what, code| HoldError::Sqlite { path: path.to_owned(), what, code };
         let shm_path = PathBuf::from(format!("{}-shm", path.display()));
-        let shm = std::fs::OpenOptions::new().read(true).write(true).create(true).truncate(false).open(&shm_path);
+        let shm =
+            std::fs::OpenOptions::new().read(true).write(true).create(true).truncate(false).open(&shm_path);
         let shm = shm.map_err(|error| HoldError::Io { path: shm_path, error })?;
         let mut padded = vec![0u8; 4];
         padded.extend_from_slice(name.as_bytes_with_nul());

@@ -103,7 +103,10 @@ impl Params {
 impl<S: Send + Sync> axum::extract::FromRequestParts<S> for Params {
     type Rejection = std::convert::Infallible;
 
-    async fn from_request_parts(parts: &mut axum::http::request::Parts, state: &S) -> Result<Params, Self::Rejection> {
+    async fn from_request_parts(
+        parts: &mut axum::http::request::Parts,
+        state: &S,
+    ) -> Result<Params, Self::Rejection> {
         let query = axum::extract::Query::<Vec<(String, String)>>::from_request_parts(parts, state).await;
         Ok(Params(query.map(|axum::extract::Query(pairs)| pairs).unwrap_or_default()))
     }
@@ -117,7 +120,8 @@ mod tests {
 
     #[test]
     fn durations_and_flags() {
-        let params = |text: &str| Params(vec![("timeout".into(), text.into()), ("pretty".into(), String::new())]);
+        let params =
+            |text: &str| Params(vec![("timeout".into(), text.into()), ("pretty".into(), String::new())]);
         assert_eq!(params("500ms").duration("timeout"), Ok(Some(Duration::from_millis(500))));
         assert_eq!(params("1.5s").duration("timeout"), Ok(Some(Duration::from_millis(1500))));
         assert_eq!(params("2m").duration("timeout"), Ok(Some(Duration::from_secs(120))));

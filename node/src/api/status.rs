@@ -49,7 +49,9 @@ pub(super) async fn status(State(node): NodeState, params: Params) -> Response {
         for key in path.split('.') {
             value = match value.get(key) {
                 Some(found) => found.clone(),
-                None => return error(StatusCode::NOT_FOUND, &format!("there is no key {path:?} in the status")),
+                None => {
+                    return error(StatusCode::NOT_FOUND, &format!("there is no key {path:?} in the status"));
+                }
             };
         }
     }
@@ -126,7 +128,8 @@ pub(super) async fn nodes(State(node): NodeState, params: Params) -> Response {
         Err(why) => return error(StatusCode::BAD_REQUEST, &why),
     };
     let status = node.raft_status();
-    let members = status.peers.iter().filter(|(id, _)| params.flag("nonvoters") || status.voters.contains(id));
+    let members =
+        status.peers.iter().filter(|(id, _)| params.flag("nonvoters") || status.voters.contains(id));
     let probes = members.map(|(id, peer)| {
         let (id, peer, leader) = (*id, peer.clone(), status.leader == Some(*id));
         let voter = status.voters.contains(&id);

@@ -55,7 +55,10 @@ pub fn run(args: &BenchArgs) -> anyhow::Result<ExitCode> {
     ratios.sort_by(f64::total_cmp);
     let median = ratios.get(ratios.len() / 2).copied().unwrap_or_default();
     if args.json {
-        println!("{}", json!({ "nodes": args.nodes, "turns": rows, "ratios": ratios, "median_ratio": median }));
+        println!(
+            "{}",
+            json!({ "nodes": args.nodes, "turns": rows, "ratios": ratios, "median_ratio": median })
+        );
     } else {
         println!("median ratio {median:.2} (of {} turns)", ratios.len());
     }

@@ -100,7 +100,10 @@ impl<'a> Demo<'a> {
             self.order(&mut app, n)?;
         }
         let rate = f64::from(self.orders - half - 1) / writing.elapsed().as_secs_f64();
-        self.say(&format!("{} more orders on two of three nodes, {rate:.0} per second", self.orders - half - 1));
+        self.say(&format!(
+            "{} more orders on two of three nodes, {rate:.0} per second",
+            self.orders - half - 1
+        ));
 
         self.say(&format!("bringing node {first} back"));
         let back = Instant::now();
@@ -112,7 +115,11 @@ impl<'a> Demo<'a> {
 
         self.prove()?;
         self.board.finish();
-        println!("failover {:.2}s; all {} acknowledged orders are on all nodes", failover.as_secs_f64(), self.orders);
+        println!(
+            "failover {:.2}s; all {} acknowledged orders are on all nodes",
+            failover.as_secs_f64(),
+            self.orders
+        );
         Ok(())
     }
 
@@ -137,7 +144,10 @@ impl<'a> Demo<'a> {
         }
         for (id, found) in report.databases.get("shop").into_iter().flatten() {
             let sha256 = found["sha256"].as_str().unwrap_or_default();
-            self.say(&format!("node {id}: checksum {}, sha256 {sha256}", found["checksum"].as_str().unwrap_or_default()));
+            self.say(&format!(
+                "node {id}: checksum {}, sha256 {sha256}",
+                found["checksum"].as_str().unwrap_or_default()
+            ));
         }
         for node in &self.cluster.nodes {
             // Stock SQLite, without the extension, reads the replica's file.
@@ -171,7 +181,8 @@ impl Board {
         let all = MultiProgress::new();
         let visible = !all.is_hidden();
         let plain = ProgressStyle::with_template("  {msg}").unwrap_or_else(|_| ProgressStyle::default_bar());
-        let nodes = cluster.nodes.iter().map(|_| all.add(ProgressBar::new(1).with_style(plain.clone()))).collect();
+        let nodes =
+            cluster.nodes.iter().map(|_| all.add(ProgressBar::new(1).with_style(plain.clone()))).collect();
         let style = ProgressStyle::with_template("  orders {bar:40} {pos}/{len}");
         let style = style.unwrap_or_else(|_| ProgressStyle::default_bar());
         let orders = all.add(ProgressBar::new(orders.into()).with_style(style));

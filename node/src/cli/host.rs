@@ -22,7 +22,8 @@ pub fn open(extension: Option<&Path>, database: &str) -> anyhow::Result<Connecti
             loader.load_extension(extension, None::<&str>)?;
         }
     }
-    let flags = OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_CREATE | OpenFlags::SQLITE_OPEN_URI;
+    let flags =
+        OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_CREATE | OpenFlags::SQLITE_OPEN_URI;
     let connection = Connection::open_with_flags(database, flags).with_context(|| database.to_owned())?;
     connection.busy_timeout(Duration::from_secs(15))?;
     Ok(connection)

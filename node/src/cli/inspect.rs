@@ -103,7 +103,10 @@ fn database(path: &Path) -> anyhow::Result<ExitCode> {
     for record in contents.records {
         let p = record.publication;
         let seen = if p.seen { "published" } else { "not seen to be published" };
-        println!("entry {:>8} on {:>8}  transaction {}  frame {:>7}  {seen}", p.index, record.base, record.txn, p.frame);
+        println!(
+            "entry {:>8} on {:>8}  transaction {}  frame {:>7}  {seen}",
+            p.index, record.base, record.txn, p.frame
+        );
     }
     Ok(ExitCode::SUCCESS)
 }

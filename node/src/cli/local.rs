@@ -119,7 +119,13 @@ impl LocalCluster {
     /// Prepares one more node and returns its id.
     pub fn add(&mut self) -> anyhow::Result<u64> {
         let id = self.nodes.len() as u64 + 1;
-        let (http, raft) = free_ports()?;
+        // The kernel may hand out again what another node has been given and doesn't use yet.
+        let (http, raft) = loop {
+            let (http, raft) = free_ports()?;
+            if self.nodes.iter().all(|node| node.http != http && node.raft != raft) {
+                break (http, raft);
+            }
+        };
         let dir = self.dir.join(format!("node{id}"));
         self.nodes.push(LocalNode { id, dir, http, raft, flags: Vec::new(), env: Vec::new(), child: None });
         Ok(id)

@@ -20,7 +20,11 @@ pub fn run(cli: Cli) -> anyhow::Result<ExitCode> {
         let filter = tracing_subscriber::EnvFilter::try_new(&cli.log)
             .map_err(|error| anyhow::anyhow!("--log {:?}: {error}", cli.log))?;
         let builder = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
-        if cli.log_json { builder.json().init() } else { builder.init() }
+        if cli.log_json {
+            builder.json().init()
+        } else {
+            builder.init()
+        }
         anyhow::Ok(())
     };
     match cli.command {

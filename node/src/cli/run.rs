@@ -25,8 +25,10 @@ pub fn node(args: NodeArgs) -> anyhow::Result<ExitCode> {
     };
     let config = Config::new(args)?;
     // Two runtimes, so that no flood of HTTP requests can keep a heartbeat waiting.
-    let raft = Builder::new_multi_thread().worker_threads(2).thread_name("quire-raft").enable_all().build()?;
-    let http = Builder::new_multi_thread().worker_threads(2).thread_name("quire-http").enable_all().build()?;
+    let raft =
+        Builder::new_multi_thread().worker_threads(2).thread_name("quire-raft").enable_all().build()?;
+    let http =
+        Builder::new_multi_thread().worker_threads(2).thread_name("quire-http").enable_all().build()?;
     let code = raft.block_on(async {
         let node = Node::start(config).await?;
         let listener = {
@@ -50,7 +52,7 @@ async fn serve(node: Arc<Node>) -> anyhow::Result<ExitCode> {
     let mut term = signal(SignalKind::terminate())?;
     let mut int = signal(SignalKind::interrupt())?;
     let socket = node.socket_path();
-    let socket = server::bind(&socket, node.config().socket_group.as_deref()).map_err(NodeError::from)?;
+    let socket = server::bind(&socket, node.access()).map_err(NodeError::from)?;
     let gate = tokio::spawn(server::serve(socket, node.clone()));
     let mut entering = Box::pin(node.enter_cluster());
     let mut entered = false;

@@ -32,8 +32,16 @@ pub fn run(args: &ClientArgs) -> anyhow::Result<ExitCode> {
         println!("{:<6} {role:<9} {http:<22} {:<22} {reachable}", text(&node["id"]), text(&node["addr"]));
     }
     println!();
-    println!("node {} applied {} of {}", text(&store["node_id"]), store["fsm_index"], store["raft"]["last_log_index"]);
-    println!("{:<20} {:>10} {:>10} {:>10}  {:<16} state", "database", "pages", "index", "durable", "checksum");
+    println!(
+        "node {} applied {} of {}",
+        text(&store["node_id"]),
+        store["fsm_index"],
+        store["raft"]["last_log_index"]
+    );
+    println!(
+        "{:<20} {:>10} {:>10} {:>10}  {:<16} state",
+        "database", "pages", "index", "durable", "checksum"
+    );
     for db in store["databases"].as_array().into_iter().flatten() {
         let state = db["fenced"].as_str().unwrap_or("ok");
         let name = text(&db["name"]);

@@ -39,7 +39,12 @@ pub enum Plan {
 
 /// Chooses. `attached` says whether another process has the database open; `header` is the index's, if
 /// valid; `publications` are those on record, in ascending order.
-pub fn plan(attached: bool, header: Option<&IndexHeader>, durable: u64, publications: &[Publication]) -> Plan {
+pub fn plan(
+    attached: bool,
+    header: Option<&IndexHeader>,
+    durable: u64,
+    publications: &[Publication],
+) -> Plan {
     let (true, Some(header)) = (attached, header) else { return Plan::Rebuild };
     let shows = |p: &Publication| header.salts == p.salts && header.max_frame == p.frame;
     let newest = publications.iter().rev().find(|p| p.seen || shows(p));

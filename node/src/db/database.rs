@@ -227,7 +227,13 @@ pub struct DatabaseStatus {
 
 impl Database {
     /// Opens a database whose files exist: holds it, and makes of its WAL what [`recovery`] says.
-    pub fn open(context: Arc<Context>, path: &Path, id: DbId, name: &str, page_size: PageSize) -> Result<Database, DbError> {
+    pub fn open(
+        context: Arc<Context>,
+        path: &Path,
+        id: DbId,
+        name: &str,
+        page_size: PageSize,
+    ) -> Result<Database, DbError> {
         let gate_lock = GateLock::open(path, true).map_err(DbError::io(path, "opening the gate file"))?;
         // SAFETY: the functions are those of the SQLite that is linked into this program.
         let holder = unsafe { Holder::open(&super::sql::api(), path)? };
@@ -237,6 +243,7 @@ impl Database {
         let attached = holder.others_attached()?;
         let header = wal_index::recover_header(holder.region(0)?);
         let publications: Vec<_> = records.iter().map(|r| r.publication).collect();
+        let newest = publications.last().map_or(0, |p| p.index);
         let plan = recovery::plan(attached, header.as_ref(), durable.position.index, &publications);
         let wal = Wal::open(path, page_size)?;
         let published = match plan {
@@ -248,7 +255,14 @@ impl Database {
             }
             Plan::Resume { published } => published,
         };
-        info!(database = name, durable = durable.position.index, target = durable.target, published, ?plan, "opened");
+        info!(
+            database = name,
+            durable = durable.position.index,
+            target = durable.target,
+            published,
+            ?plan,
+            "opened"
+        );
         let recent = match plan {
             Plan::Rebuild => VecDeque::new(),
             Plan::Resume { published } => {
@@ -261,7 +275,8 @@ impl Database {
             hashes,
             dirty: BTreeSet::new(),
             published,
-            consistent_from: durable.target.max(published),
+            // What was published once is committed, and may have been read: nothing older is served.
+            consistent_from: newest.max(durable.target).max(published),
             queue: VecDeque::new(),
             running: false,
             lease: LeaseQueue::new(first_token()),
@@ -328,6 +343,11 @@ impl Database {
         self.state().consistent_from
     }
 
+    /// Why the database is not served, if it isn't.
+    pub fn fenced(&self) -> Option<String> {
+        self.state().fenced.clone()
+    }
+
     /// What `/status` says of it.
     pub fn status(&self) -> DatabaseStatus {
         let region0 = self.holder.region(0).ok();
@@ -353,7 +373,8 @@ impl Database {
     /// Position of the last entry that is in the database file, and whether anything came after it.
     pub fn durable(&self) -> (LogPosition, bool) {
         let state = self.state();
-        let is_dirty = state.rule.last() > state.durable.position.index || !state.queue.is_empty() || state.running;
+        let is_dirty =
+            state.rule.last() > state.durable.position.index || !state.queue.is_empty() || state.running;
         (state.durable.position, is_dirty)
     }
 
@@ -365,7 +386,11 @@ impl Database {
     // ---- the gate ---------------------------------------------------------------------------------
 
     /// A session wants to write. The receiver gets the grant, or a refusal once it can't be had in time.
-    pub fn acquire(self: &Arc<Self>, session: SessionId, wait: Duration) -> oneshot::Receiver<Result<Grant, Refusal>> {
+    pub fn acquire(
+        self: &Arc<Self>,
+        session: SessionId,
+        wait: Duration,
+    ) -> oneshot::Receiver<Result<Grant, Refusal>> {
         let (tx, rx) = oneshot::channel();
         let mut state = self.state();
         if let Err(refusal) = self.may_lead(&state) {
@@ -385,7 +410,10 @@ impl Database {
 
     fn may_lead(&self, state: &State) -> Result<u64, Refusal> {
         if let Some(why) = &state.fenced {
-            return Err(Refusal::new(RefusalCode::Fenced, format!("{} is fenced on this node: {why}", self.name)));
+            return Err(Refusal::new(
+                RefusalCode::Fenced,
+                format!("{} is fenced on this node: {why}", self.name),
+            ));
         }
         self.context.leadership.leading()
     }
@@ -417,7 +445,8 @@ impl Database {
                 Action::Grant(lease) => {
                     let grant =
                         Grant { token: lease.token, base: state.rule.last(), pages: state.hashes.len() };
-                    let sent = state.grants.remove(&lease.session).is_some_and(|tx| tx.send(Ok(grant)).is_ok());
+                    let sent =
+                        state.grants.remove(&lease.session).is_some_and(|tx| tx.send(Ok(grant)).is_ok());
                     if !sent {
                         state.lease.gone(lease.session);
                     }
@@ -429,7 +458,10 @@ impl Database {
     /// A session gives its lease back.
     pub fn release(self: &Arc<Self>, session: SessionId, token: u64, linger: bool) {
         let mut state = self.state();
-        state.lease.release(token, linger, Instant::now());
+        // Only its holder gives a lease back, whoever else may know the token.
+        if state.lease.holder().is_some_and(|lease| lease.session == session) {
+            state.lease.release(token, linger, Instant::now());
+        }
         self.end_publishing(&mut state, session);
         self.advance(&mut state);
         if linger && state.lease.waiting() > 0 {
@@ -485,6 +517,10 @@ impl Database {
         }
         if state.pending.is_some() || state.publishing.is_some() {
             return Err("a transaction of this lease is under way".into());
+        }
+        // The VFS sends every page by which the database grew, all but the lock-byte page.
+        if txn.db_size().saturating_sub(state.hashes.len()) as usize > txn.page_count() + 1 {
+            return Err(format!("it grows to {} pages and does not contain them", txn.db_size()));
         }
         let head = TransactionHead {
             database: self.id,
@@ -546,7 +582,9 @@ impl Database {
             Some(_) => Resolution::Known(Outcome::Refused("another transaction took its place".into())),
             None => {
                 let waiter = Some(tx);
-                state.pending = Some(Pending { id, term: None, base, target, session, waiter, delta: None });
+                // Whatever its term was, it isn't beyond the present one.
+                let term = self.context.leadership.status().map(|status| status.term);
+                state.pending = Some(Pending { id, term, base, target, session, waiter, delta: None });
                 self.changed.notify_all();
                 Resolution::Unproven(rx)
             }

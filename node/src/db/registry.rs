@@ -6,7 +6,7 @@ use super::side_file::{Durable, SideFile, side_path};
 use crate::command::DbId;
 use crate::manifest::sync_dir;
 use quire_raft::LogPosition;
-use quire_vfs::format::checksum::{PageHashes};
+use quire_vfs::format::checksum::PageHashes;
 use quire_vfs::format::database::empty_database;
 use quire_vfs::format::{PageNo, PageSize};
 use quire_vfs::shim::vfs::MARKER;
@@ -34,7 +34,8 @@ impl Registry {
     pub fn new(directory: &Path, context: Arc<Context>) -> Result<Registry, DbError> {
         std::fs::create_dir_all(directory).map_err(DbError::io(directory, "creating it"))?;
         let marker = directory.join(MARKER);
-        let text = "The databases in this directory belong to a Quire node. Open them through the quire VFS.\n";
+        let text =
+            "The databases in this directory belong to a Quire node. Open them through the quire VFS.\n";
         if !marker.exists() {
             std::fs::write(&marker, text).map_err(DbError::io(&marker, "writing it"))?;
             sync_dir(&marker).map_err(DbError::io(&marker, "syncing its directory"))?;
@@ -134,7 +135,8 @@ fn put_aside(path: &Path) -> Result<(), DbError> {
         if !file.exists() {
             return Ok(());
         }
-        let seconds = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).map_or(0, |d| d.as_secs());
+        let seconds =
+            std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).map_or(0, |d| d.as_secs());
         let mut name = file.as_os_str().to_owned();
         name.push(format!(".aside-{seconds}"));
         warn!("{} is no file of this cluster; moved to {}", file.display(), Path::new(&name).display());

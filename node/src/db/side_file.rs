@@ -154,7 +154,8 @@ fn encode_slot(sequence: u64, durable: &Durable) -> [u8; SLOT_SIZE] {
 
 fn decode_slot(bytes: &[u8]) -> Option<(u64, Durable)> {
     let bytes = bytes.get(..SLOT_SIZE).filter(|b| is_sealed(b) && u64_at(b, 0) > 0)?;
-    let position = LogPosition { term: u64_at(bytes, 8), leader: u64_at(bytes, 16), index: u64_at(bytes, 24) };
+    let position =
+        LogPosition { term: u64_at(bytes, 8), leader: u64_at(bytes, 16), index: u64_at(bytes, 24) };
     let (target, checksum) = (u64_at(bytes, 32), DbChecksum(u64_at(bytes, 40)));
     Some((u64_at(bytes, 0), Durable { position, target, checksum, pages: u32_at(bytes, 48) }))
 }
@@ -188,7 +189,12 @@ fn decode_record(bytes: &[u8]) -> Option<(u64, Record)> {
 
 impl SideFile {
     /// Creates the side file of a new database, synced.
-    pub fn create(database: &Path, id: DbId, durable: &Durable, hashes: &PageHashes) -> Result<SideFile, DbError> {
+    pub fn create(
+        database: &Path,
+        id: DbId,
+        durable: &Durable,
+        hashes: &PageHashes,
+    ) -> Result<SideFile, DbError> {
         let path = side_path(database);
         let file = OpenOptions::new().read(true).write(true).create(true).truncate(true).open(&path);
         let file = file.map_err(DbError::io(&path, "creating it"))?;
@@ -302,7 +308,8 @@ fn decode(bytes: &[u8], id: DbId, page_size: PageSize) -> Result<(u64, u64, Cont
     let ring_sequence = records.last().map_or(0, |(sequence, _)| *sequence);
     let end = HASHES_AT as usize + 8 * durable.pages as usize;
     let array = bytes.get(HASHES_AT as usize..end);
-    let array = array.ok_or_else(|| err(bytes.len() as u64, format!("{} page hashes are missing", durable.pages)))?;
+    let array =
+        array.ok_or_else(|| err(bytes.len() as u64, format!("{} page hashes are missing", durable.pages)))?;
     let hashes = PageHashes::from_hashes(page_size, array.chunks_exact(8).map(|c| u64_at(c, 0)).collect());
     if durable.target == durable.position.index && hashes.checksum() != durable.checksum {
         let reason = format!("page hashes make {}, the slot says {}", hashes.checksum(), durable.checksum);
@@ -322,7 +329,8 @@ mod tests {
     }
 
     fn record(index: u64) -> Record {
-        let publication = Publication { index, salts: Salts([3; 8]), frame: FrameNo(index as u32), seen: false };
+        let publication =
+            Publication { index, salts: Salts([3; 8]), frame: FrameNo(index as u32), seen: false };
         Record { publication, base: index - 1, txn: TxnId([index as u8; 16]) }
     }
 

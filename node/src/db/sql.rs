@@ -43,7 +43,9 @@ pub fn api() -> Api {
 #[derive(Debug, thiserror::Error)]
 pub enum SqlError {
     /// It was linked with another SQLite than it was built with.
-    #[error("linked with SQLite {0}, which loses commits when a checkpoint races a WAL reset; 3.51.3 is needed")]
+    #[error(
+        "linked with SQLite {0}, which loses commits when a checkpoint races a WAL reset; 3.51.3 is needed"
+    )]
     Version(i32),
     /// The VFS can't be registered.
     #[error(transparent)]

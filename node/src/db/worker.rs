@@ -136,7 +136,8 @@ impl Database {
             Err(error) => return (state, Err(error)),
         };
         let index = position.index;
-        let candidate = Candidate { index, term: position.term, base: head.base, lease_term: head.lease_term };
+        let candidate =
+            Candidate { index, term: position.term, base: head.base, lease_term: head.lease_term };
         let is_pending = state.pending.as_ref().is_some_and(|p| p.id == txn.id());
         match state.rule.judge(&candidate) {
             Verdict::Apply => {}

@@ -2,8 +2,8 @@
 //! it. Whatever breaks the protocol ends the connection and harms nobody else.
 
 use crate::command::TRANSACTION_PREFIX;
-use crate::db::database::{Database, Resolution};
 use crate::core::lease::SessionId;
+use crate::db::database::{Database, Resolution};
 use crate::node::{Node, OpenError};
 use bytes::{Bytes, BytesMut};
 use quire_raft::ProposeError;
@@ -26,6 +26,8 @@ use tracing::{debug, warn};
 const HELLO_DEADLINE: Duration = Duration::from_secs(5);
 /// A message that has begun must be complete within this time.
 const MESSAGE_DEADLINE: Duration = Duration::from_secs(30);
+/// One attempt at finding out what became of a transaction.
+const CONCLUDE_ATTEMPT: Duration = Duration::from_secs(10);
 /// No queueing longer than this, whatever is asked.
 const MAX_WAIT: Duration = Duration::from_secs(10);
 
@@ -114,7 +116,6 @@ pub async fn run(stream: UnixStream, id: SessionId, node: Arc<Node>) -> Result<(
         }
     };
     debug!(session = id, database = database.name, pid = hello.pid, "opened");
-    session.inbox.max = COMMIT_PREFIX + session.node.limits().max_transaction;
     let result = session.serve(&database).await;
     database.gone(id);
     result
@@ -135,7 +136,8 @@ impl Session {
             return Err(invalid(format!("this node's databases are in {directory}; open the file there")));
         }
         crate::name::check(&hello.name).map_err(|why| invalid(why.to_string()))?;
-        self.node.open_database(&hello.name, hello.create, hello.page_size).await.map_err(|error| match error {
+        self.node.open_database(&hello.name, hello.create, hello.page_size).await.map_err(|error| match error
+        {
             OpenError::NotFound(_) => Refusal::new(RefusalCode::NotFound, error.to_string()),
             OpenError::Invalid(_) => invalid(error.to_string()),
             OpenError::Unavailable(_) => Refusal::new(RefusalCode::Unavailable, error.to_string()),
@@ -157,13 +159,20 @@ impl Session {
                 Request::Acquire { wait_ms } => {
                     let wait = Duration::from_millis(wait_ms.into()).min(MAX_WAIT);
                     let response = self.acquire(database, wait).await?;
+                    // Only the holder of a lease, of whom each database has one, may send much.
+                    if matches!(response, Response::Granted { .. }) {
+                        self.inbox.max = COMMIT_PREFIX + limits.max_transaction;
+                    }
                     self.send(&response).await?;
                 }
                 Request::Commit { token, target } => {
                     let outcome = self.commit(database, token, target, message).await?;
                     self.send(&Response::Outcome(outcome)).await?;
                 }
-                Request::Release { token, linger } => database.release(self.id, token, linger),
+                Request::Release { token, linger } => {
+                    self.inbox.max = MAX_SMALL;
+                    database.release(self.id, token, linger);
+                }
                 Request::Resolve { base, target, id } => {
                     let outcome = self.resolve(database, base, target, id).await?;
                     self.send(&Response::Outcome(outcome)).await?;
@@ -194,9 +203,7 @@ impl Session {
             }
         };
         Ok(match granted {
-            Ok(Ok(grant)) => {
-                Response::Granted { token: grant.token, base: grant.base, pages: grant.pages }
-            }
+            Ok(Ok(grant)) => Response::Granted { token: grant.token, base: grant.base, pages: grant.pages },
             Ok(Err(refusal)) => Response::Refused(refusal),
             Err(_) => Response::Refused(Refusal::new(RefusalCode::Busy, "the lease is not to be had")),
         })
@@ -214,7 +221,9 @@ impl Session {
         }
         let begun = {
             let txn = proto::commit_transaction(&message)?;
-            database.begin_commit(self.id, token, target, &txn).map(|(head, outcome)| (txn.id(), head, outcome))
+            database
+                .begin_commit(self.id, token, target, &txn)
+                .map(|(head, outcome)| (txn.id(), head, outcome))
         };
         let (id, head, outcome) = match begun {
             Ok(begun) => begun,
@@ -234,12 +243,14 @@ impl Session {
         id: TxnId,
         command: Bytes,
     ) -> impl Future<Output = ()> + use<> {
-        let (database, raft) = (database.clone(), self.node.raft().clone());
+        let (database, node) = (database.clone(), self.node.clone());
         async move {
-            match raft.propose(command).await {
+            match node.raft().propose(command).await {
                 Ok(_) => {}
                 Err(ProposeError::Unknown { reason, .. }) => {
                     warn!(database = database.name, transaction = %id, "fate of a proposal unknown: {reason}");
+                    // Sent before the barrier, so in the log before it or never.
+                    node.conclude(&database, id, CONCLUDE_ATTEMPT).await;
                 }
                 Err(error) => {
                     debug!(database = database.name, transaction = %id, "not proposed: {error}");

@@ -68,8 +68,7 @@ impl Appender {
     /// 0 on all others.
     pub fn frame(&mut self, page: PageNo, data: &[u8], commit_size: u32) -> Frame {
         debug_assert_eq!(data.len(), self.page_size.bytes());
-        let (header, sum) =
-            FrameHeader { page, commit_size }.encode(data, self.salts, self.sum, self.order);
+        let (header, sum) = FrameHeader { page, commit_size }.encode(data, self.salts, self.sum, self.order);
         self.sum = sum;
         self.last = FrameNo(self.last.0 + 1);
         Frame { frame: self.last, offset: wal::frame_offset(self.last, self.page_size), header }

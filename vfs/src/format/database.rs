@@ -31,8 +31,7 @@ impl DatabaseHeader {
             return Err(err(0, "this is not a SQLite database (or it is encrypted)".into()));
         }
         let raw = u16::from_be_bytes([bytes[16], bytes[17]]);
-        let page_size =
-            PageSize::from_u16(raw).ok_or_else(|| err(16, format!("{raw} is no page size")))?;
+        let page_size = PageSize::from_u16(raw).ok_or_else(|| err(16, format!("{raw} is no page size")))?;
         Ok(DatabaseHeader {
             page_size,
             wal_mode: bytes[18] == 2 && bytes[19] == 2,
@@ -53,7 +52,8 @@ pub fn empty_database(page_size: PageSize) -> Vec<u8> {
     page[21] = 64; // embedded payload fractions: fixed by the format
     page[22] = 32;
     page[23] = 32;
-    let put = |page: &mut Vec<u8>, at: usize, value: u32| page[at..at + 4].copy_from_slice(&value.to_be_bytes());
+    let put =
+        |page: &mut Vec<u8>, at: usize, value: u32| page[at..at + 4].copy_from_slice(&value.to_be_bytes());
     put(&mut page, 24, 1); // file change counter
     put(&mut page, 28, 1); // size in pages
     put(&mut page, 92, 1); // version-valid-for: the change counter

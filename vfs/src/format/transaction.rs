@@ -98,8 +98,8 @@ impl<'a> Transaction<'a> {
         if bytes[1..4] != [0; 3] || le32(bytes, 20) != 0 {
             return Err(err(1, "reserved bytes are not zero".into()));
         }
-        let page_size =
-            PageSize::new(le32(bytes, 4)).ok_or_else(|| err(4, format!("{} is no page size", le32(bytes, 4))))?;
+        let page_size = PageSize::new(le32(bytes, 4))
+            .ok_or_else(|| err(4, format!("{} is no page size", le32(bytes, 4))))?;
         let (db_size, count, fills) = (le32(bytes, 8), le32(bytes, 12), le32(bytes, 16));
         if db_size == 0 {
             return Err(err(8, "a database has at least one page".into()));

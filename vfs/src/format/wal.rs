@@ -35,7 +35,8 @@ pub enum ByteOrder {
 
 impl ByteOrder {
     /// What SQLite writes on this machine.
-    pub const NATIVE: ByteOrder = if cfg!(target_endian = "big") { ByteOrder::Big } else { ByteOrder::Little };
+    pub const NATIVE: ByteOrder =
+        if cfg!(target_endian = "big") { ByteOrder::Big } else { ByteOrder::Little };
 }
 
 /// The two random numbers that tie frames to their header, as they stand in the file.

@@ -399,7 +399,8 @@ mod tests {
         let old = IndexHeader { change: 7, page_size: PageSize::new(65536), ..IndexHeader::empty() };
         publish(region, &old);
         assert_eq!(read_header(region), Some(old));
-        let new = IndexHeader { change: 8, max_frame: FrameNo(5), salts: Salts([1, 2, 3, 4, 5, 6, 7, 8]), ..old };
+        let new =
+            IndexHeader { change: 8, max_frame: FrameNo(5), salts: Salts([1, 2, 3, 4, 5, 6, 7, 8]), ..old };
 
         // Died between the copies: copy 2 speaks.
         store_copy(region, 1, &new.to_words());

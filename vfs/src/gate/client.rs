@@ -121,7 +121,12 @@ impl Wire {
     fn recv(&self, mut bytes: &mut [u8], deadline: Instant) -> io::Result<()> {
         while !bytes.is_empty() {
             match recv(self.fd.as_raw_fd(), bytes, MsgFlags::empty()) {
-                Ok(0) => return Err(io::Error::new(io::ErrorKind::UnexpectedEof, "the node closed the connection")),
+                Ok(0) => {
+                    return Err(io::Error::new(
+                        io::ErrorKind::UnexpectedEof,
+                        "the node closed the connection",
+                    ));
+                }
                 Ok(n) => bytes = &mut bytes[n..],
                 Err(Errno::EINTR) => {}
                 Err(Errno::EAGAIN) => self.wait(PollFlags::POLLIN, deadline)?,
@@ -306,8 +311,10 @@ impl Gate for SocketGate {
     }
 
     fn release(&mut self, grant: Grant, linger: bool) {
+        if self.pid != std::process::id() {
+            return; // A fork's copy; lock, lease and connection are the parent's.
+        }
         if let Some(lock) = &self.lock
-            && self.pid == std::process::id()
             && lock.unlock().is_err()
         {
             self.lock = None; // Closing the file unlocks it too.

@@ -24,7 +24,7 @@
 //! else. A Commit's fixed part is as long as a log entry's, so that the node can make the one into the
 //! other where it stands.
 
-use crate::format::transaction::{TxnId, Transaction};
+use crate::format::transaction::{Transaction, TxnId};
 use crate::format::wal::Salts;
 use crate::format::{FormatError, FrameNo, PageSize, le32};
 
@@ -424,7 +424,8 @@ impl Response {
                     return Err(r.err(format!("the node speaks gate protocol {version}, this VFS {VERSION}")));
                 }
                 let size = r.u32()?;
-                let page_size = PageSize::new(size).ok_or_else(|| r.err(format!("{size} is no page size")))?;
+                let page_size =
+                    PageSize::new(size).ok_or_else(|| r.err(format!("{size} is no page size")))?;
                 let (node_id, commit_deadline_ms, max_transaction) = (r.u64()?, r.u32()?, r.u64()?);
                 Response::Welcome { page_size, node_id, commit_deadline_ms, max_transaction }
             }
@@ -492,8 +493,11 @@ mod tests {
             any::<u32>().prop_map(|wait_ms| Request::Acquire { wait_ms }),
             (any::<u64>(), target()).prop_map(|(token, target)| Request::Commit { token, target }),
             (any::<u64>(), any::<bool>()).prop_map(|(token, linger)| Request::Release { token, linger }),
-            (any::<u64>(), target(), any::<[u8; 16]>())
-                .prop_map(|(base, target, id)| Request::Resolve { base, target, id: TxnId(id) }),
+            (any::<u64>(), target(), any::<[u8; 16]>()).prop_map(|(base, target, id)| Request::Resolve {
+                base,
+                target,
+                id: TxnId(id)
+            }),
         ]
     }
 
@@ -503,10 +507,12 @@ mod tests {
                 let page_size = PageSize::DEFAULT;
                 Response::Welcome { page_size, node_id, commit_deadline_ms, max_transaction: max }
             }),
-            (0usize..7, ".{0,80}")
-                .prop_map(|(c, m)| Response::Refused(Refusal::new(RefusalCode::ALL[c], m))),
-            (any::<u64>(), any::<u64>(), any::<u32>())
-                .prop_map(|(token, base, pages)| Response::Granted { token, base, pages }),
+            (0usize..7, ".{0,80}").prop_map(|(c, m)| Response::Refused(Refusal::new(RefusalCode::ALL[c], m))),
+            (any::<u64>(), any::<u64>(), any::<u32>()).prop_map(|(token, base, pages)| Response::Granted {
+                token,
+                base,
+                pages
+            }),
             any::<u64>().prop_map(|i| Response::Outcome(Outcome::Committed(i))),
             ".{0,80}".prop_map(|m| Response::Outcome(Outcome::Refused(m))),
             ".{0,80}".prop_map(|m| Response::Outcome(Outcome::Unknown(m))),

@@ -202,13 +202,14 @@ impl Connection {
         fault::point("commit.begin");
         let info = self.gate.info();
         let name = info.name.clone();
-        let (id, message) = match encode(wal, info.page_size, info.max_transaction, writer.grant.pages, commit) {
-            Ok(encoded) => encoded,
-            Err((code, why)) => {
-                self.log(code, &format!("commit to {name} not proposed: {why}"));
-                return code;
-            }
-        };
+        let (id, message) =
+            match encode(wal, info.page_size, info.max_transaction, writer.grant.pages, commit) {
+                Ok(encoded) => encoded,
+                Err((code, why)) => {
+                    self.log(code, &format!("commit to {name} not proposed: {why}"));
+                    return code;
+                }
+            };
         let target = WalTarget { salts: commit.salts, frame: commit.frame };
         match self.gate.commit(&writer.grant, id, target, message) {
             Outcome::Committed(_) => {
@@ -245,7 +246,8 @@ fn encode(
     let grown = commit.db_size.saturating_sub(old_size) as usize;
     let size = transaction::encoded_size(commit.pages.len().max(grown), page_size) as u64;
     if size > limit {
-        let why = format!("its pages take {size} bytes, the node takes at most {limit}; split the transaction");
+        let why =
+            format!("its pages take {size} bytes, the node takes at most {limit}; split the transaction");
         return Err((SQLITE_FULL, why));
     }
     for &(page, frame) in &commit.pages {

@@ -187,7 +187,12 @@ forward! {
 
 // ---- the main file ----------------------------------------------------------------------------------
 
-unsafe extern "C" fn main_write(file: *mut sqlite3_file, data: *const c_void, len: c_int, offset: i64) -> c_int {
+unsafe extern "C" fn main_write(
+    file: *mut sqlite3_file,
+    data: *const c_void,
+    len: c_int,
+    offset: i64,
+) -> c_int {
     guard(SQLITE_IOERR_WRITE, || {
         // SAFETY: SQLite passes an open file of ours and `len` readable bytes.
         unsafe {
@@ -347,7 +352,12 @@ unsafe extern "C" fn main_shm_unmap(file: *mut sqlite3_file, delete: c_int) -> c
     })
 }
 
-unsafe extern "C" fn main_fetch(file: *mut sqlite3_file, offset: i64, len: c_int, out: *mut *mut c_void) -> c_int {
+unsafe extern "C" fn main_fetch(
+    file: *mut sqlite3_file,
+    offset: i64,
+    len: c_int,
+    out: *mut *mut c_void,
+) -> c_int {
     // SAFETY: SQLite passes an open file of ours and a place for the pointer. A host without the method
     // (version below 3) has no memory-mapped I/O, which a null pointer says.
     unsafe {
@@ -373,7 +383,12 @@ unsafe extern "C" fn main_unfetch(file: *mut sqlite3_file, offset: i64, page: *m
 
 // ---- the WAL ----------------------------------------------------------------------------------------
 
-unsafe extern "C" fn wal_write(file: *mut sqlite3_file, data: *const c_void, len: c_int, offset: i64) -> c_int {
+unsafe extern "C" fn wal_write(
+    file: *mut sqlite3_file,
+    data: *const c_void,
+    len: c_int,
+    offset: i64,
+) -> c_int {
     guard(SQLITE_IOERR_WRITE, || {
         // SAFETY: SQLite passes an open file of ours and `len` readable bytes.
         unsafe {

@@ -157,14 +157,16 @@ pub fn socket_opener() -> Opener {
             directory: (metadata.dev(), metadata.ino()),
             name,
         };
-        let gate = SocketGate::open(socket, request.path.clone(), hello).map_err(|error| error.to_string())?;
+        let gate =
+            SocketGate::open(socket, request.path.clone(), hello).map_err(|error| error.to_string())?;
         Ok(Box::new(gate) as Box<dyn Gate>)
     })
 }
 
 /// Splits a database path into its directory and the database's name.
 pub fn locate(path: &Path) -> Result<(PathBuf, String), String> {
-    let refused = || format!("{} is no database of a node: its name must be NAME.{EXTENSION}", path.display());
+    let refused =
+        || format!("{} is no database of a node: its name must be NAME.{EXTENSION}", path.display());
     let name = path.file_stem().and_then(OsStr::to_str).ok_or_else(refused)?;
     if path.extension() != Some(OsStr::new(EXTENSION)) {
         return Err(refused());
@@ -204,9 +206,9 @@ impl QuireVfs {
             };
             let path = PathBuf::from(OsStr::from_bytes(CStr::from_ptr(name).to_bytes()));
             let node = parameter(c"node").map(|v| PathBuf::from(OsStr::from_bytes(v.to_bytes())));
-            let forbidden = [c"immutable", c"nolock"]
-                .into_iter()
-                .find(|key| parameter(key).is_some_and(|v| !matches!(v.to_bytes(), b"0" | b"no" | b"off" | b"false")));
+            let forbidden = [c"immutable", c"nolock"].into_iter().find(|key| {
+                parameter(key).is_some_and(|v| !matches!(v.to_bytes(), b"0" | b"no" | b"off" | b"false"))
+            });
             (path, node, parameter(c"page_size"), forbidden)
         };
         if self.is_default && !is_replicated(&path) {
@@ -219,14 +221,17 @@ impl QuireVfs {
                 key.to_string_lossy()
             ));
         }
-        let page_size = match page_size {
-            None => None,
-            Some(text) => {
-                let text = text.to_string_lossy();
-                let size = text.parse().ok().and_then(PageSize::new);
-                Some(size.ok_or_else(|| format!("page_size={text}: must be a power of two from 512 to 65536"))?)
-            }
-        };
+        let page_size =
+            match page_size {
+                None => None,
+                Some(text) => {
+                    let text = text.to_string_lossy();
+                    let size = text.parse().ok().and_then(PageSize::new);
+                    Some(size.ok_or_else(|| {
+                        format!("page_size={text}: must be a power of two from 512 to 65536")
+                    })?)
+                }
+            };
         let create = flags & SQLITE_OPEN_CREATE != 0;
         let read_only = flags & SQLITE_OPEN_READONLY != 0;
         Ok(Some(OpenRequest { path, node, page_size, create, read_only }))

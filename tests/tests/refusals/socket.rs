@@ -1,0 +1,255 @@
+//! The gate's socket, spoken to by somebody who doesn't keep to the protocol.
+
+use crate::{PATIENCE, assert_locked};
+use quire_tests::hosts::{Host, Program};
+use quire_tests::replicas::{assert_identical, database, steady};
+use quire_vfs::format::transaction::{TxnId, encode_head};
+use quire_vfs::format::wal::Salts;
+use quire_vfs::format::{FrameNo, PageNo, PageSize};
+use quire_vfs::gate::proto::{
+    Hello, MAX_RESPONSE, Outcome, RefusalCode, Request, Response, WalTarget, commit_buffer, finish_commit,
+    message_length,
+};
+use std::io::{Read, Write};
+use std::os::unix::fs::MetadataExt;
+use std::os::unix::net::UnixStream;
+use std::path::Path;
+
+/// A connection that sends what it likes.
+struct Raw(UnixStream);
+
+impl Raw {
+    fn connect(directory: &Path) -> Raw {
+        let stream = UnixStream::connect(directory.join("quire.sock")).unwrap();
+        stream.set_read_timeout(Some(PATIENCE)).unwrap();
+        stream.set_write_timeout(Some(PATIENCE)).unwrap();
+        Raw(stream)
+    }
+
+    /// Connects and is welcome.
+    fn greeted(directory: &Path) -> Raw {
+        let mut raw = Raw::connect(directory);
+        raw.send(&greeting(hello(directory, "app")));
+        assert!(matches!(raw.receive(), Some(Response::Welcome { .. })));
+        raw
+    }
+
+    /// Sends; the other side may have had enough already.
+    fn send(&mut self, bytes: &[u8]) {
+        let _ = self.0.write_all(bytes);
+    }
+
+    /// The next message; `None` once the node has closed the connection.
+    fn receive(&mut self) -> Option<Response> {
+        let mut prefix = [0; 4];
+        if let Err(error) = self.0.read_exact(&mut prefix) {
+            let closed = [std::io::ErrorKind::UnexpectedEof, std::io::ErrorKind::ConnectionReset];
+            assert!(closed.contains(&error.kind()), "the node neither answers nor closes: {error}");
+            return None;
+        }
+        let mut body = vec![0; message_length(prefix, MAX_RESPONSE).unwrap()];
+        self.0.read_exact(&mut body).unwrap();
+        Some(Response::decode(&body).unwrap())
+    }
+
+    fn acquire(&mut self) -> u64 {
+        self.send(&Request::Acquire { wait_ms: 10_000 }.encode());
+        match self.receive() {
+            Some(Response::Granted { token, .. }) => token,
+            other => panic!("{other:?} in answer to Acquire"),
+        }
+    }
+}
+
+fn hello(directory: &Path, name: &str) -> Hello {
+    let metadata = std::fs::metadata(directory).unwrap();
+    let directory = (metadata.dev(), metadata.ino());
+    Hello {
+        create: true,
+        read_only: false,
+        pid: std::process::id(),
+        page_size: None,
+        directory,
+        name: name.into(),
+    }
+}
+
+fn greeting(hello: Hello) -> Vec<u8> {
+    Request::Hello(hello).encode()
+}
+
+/// A Commit whose transaction is well-formed.
+fn commit(token: u64) -> Vec<u8> {
+    let mut message = commit_buffer(8192);
+    encode_head(&mut message, TxnId([7; 16]), PageSize::DEFAULT, 1, &[PageNo(1)], 0);
+    message.resize(message.len() + PageSize::DEFAULT.bytes(), 0);
+    finish_commit(message, token, &WalTarget { salts: Salts([1; 8]), frame: FrameNo(1) })
+}
+
+#[test]
+fn whoever_breaks_the_protocol_harms_only_himself() {
+    if !Program::Cli.is_here() {
+        return;
+    }
+    let test = steady(1, &[]);
+    let path = database(&test, 1, "app");
+    let directory = path.parent().unwrap();
+    let mut host = Host::open(Program::Cli, &path);
+    host.sql("CREATE TABLE t(a)").unwrap();
+    let mut written = 0;
+    let mut unharmed = |host: &mut Host, after: &str| {
+        written += 1;
+        host.sql(&format!("INSERT INTO t VALUES ({written})"))
+            .unwrap_or_else(|why| panic!("after {after}: {why}"));
+        assert_eq!(host.sql("SELECT count(*) FROM t").unwrap(), [written.to_string()], "after {after}");
+    };
+
+    // Names that are none.
+    let long = "x".repeat(65);
+    let names = [
+        "..",
+        "../app",
+        "/etc/passwd",
+        "a/b",
+        "a\\b",
+        "",
+        "a b",
+        "a\0b",
+        ".app",
+        "-app",
+        "a..b",
+        "ä",
+        "a\nb",
+        &long,
+    ];
+    for name in names {
+        let mut raw = Raw::connect(directory);
+        raw.send(&greeting(hello(directory, name)));
+        match raw.receive() {
+            Some(Response::Refused(refusal)) => {
+                assert_eq!(refusal.code, RefusalCode::Invalid, "{name:?}: {refusal}");
+                assert!(refusal.message.contains("can't name a database"), "{name:?}: {refusal}");
+            }
+            other => panic!("{name:?}: {other:?}"),
+        }
+        assert_eq!(raw.receive(), None, "{name:?}");
+    }
+    unharmed(&mut host, "bad names");
+
+    // Greetings that don't fit.
+    let refused = |hello: Hello| {
+        let mut raw = Raw::connect(directory);
+        raw.send(&greeting(hello.clone()));
+        match raw.receive() {
+            Some(Response::Refused(refusal)) => (refusal.code, refusal.message),
+            other => panic!("{hello:?}: {other:?}"),
+        }
+    };
+    let good = hello(directory, "app");
+    let (code, message) = refused(Hello { directory: (1, 2), ..good.clone() });
+    assert_eq!(code, RefusalCode::Invalid);
+    assert!(message.contains(directory.to_str().unwrap()), "{message}");
+    let (code, message) = refused(Hello { name: "nothing".into(), create: false, ..good.clone() });
+    assert_eq!(code, RefusalCode::NotFound);
+    assert!(message.contains("nothing"), "{message}");
+    let (code, _) = refused(Hello { page_size: PageSize::new(512), ..good.clone() });
+    assert_eq!(code, RefusalCode::Invalid);
+    let mut newer = greeting(good.clone());
+    newer[6] = 99;
+    let mut raw = Raw::connect(directory);
+    raw.send(&newer);
+    match raw.receive() {
+        Some(Response::Refused(refusal)) => assert!(refusal.message.contains("protocol 99"), "{refusal}"),
+        other => panic!("{other:?}"),
+    }
+
+    // Bytes that are no messages, before and after the greeting.
+    let acquire = Request::Acquire { wait_ms: 10 }.encode();
+    let garbage: Vec<(&str, Vec<u8>)> = vec![
+        ("zeros", vec![0; 64]),
+        ("ones", vec![0xff; 64]),
+        ("text", b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n".to_vec()),
+        ("an oversized length", (u32::MAX).to_le_bytes().to_vec()),
+        ("a length beyond a transaction's", (100u32 << 20).to_le_bytes().to_vec()),
+        ("an unknown kind", vec![1, 0, 0, 0, 77]),
+        ("a message that is too long", [&9u32.to_le_bytes()[..], &acquire[4..], &[0]].concat()),
+        ("a message that is too short", [&5u32.to_le_bytes()[..], &acquire[4..9]].concat()),
+        ("a Commit without a transaction", [&48u32.to_le_bytes()[..], &[3], &[0; 47]].concat()),
+        (
+            "a Commit with a broken transaction",
+            [&148u32.to_le_bytes()[..], &[3], &[0; 47], &[9; 100]].concat(),
+        ),
+    ];
+    for (what, bytes) in &garbage {
+        for greeted in [false, true] {
+            let mut raw = if greeted { Raw::greeted(directory) } else { Raw::connect(directory) };
+            raw.send(bytes);
+            let mut answers = 0;
+            while let Some(answer) = raw.receive() {
+                answers += 1;
+                assert!(matches!(answer, Response::Refused(_)) && answers < 2, "{what}: {answer:?}");
+            }
+        }
+        unharmed(&mut host, what);
+    }
+    // Half a message, and then nothing, or the end.
+    let mut half = Raw::connect(directory);
+    half.send(&greeting(good.clone())[..10]);
+    let mut cut = Raw::greeted(directory);
+    cut.send(&acquire[..6]);
+    drop(cut);
+    unharmed(&mut host, "half a message");
+    assert_eq!(half.receive(), None, "a greeting has to be complete in time");
+
+    // Messages at the wrong time.
+    let mut raw = Raw::connect(directory);
+    raw.send(&acquire);
+    assert_eq!(raw.receive(), None, "Acquire before Hello");
+    let mut raw = Raw::greeted(directory);
+    raw.send(&greeting(good.clone()));
+    assert_eq!(raw.receive(), None, "a second Hello");
+    let mut holder = Raw::greeted(directory);
+    let token = holder.acquire();
+    let mut raw = Raw::greeted(directory);
+    raw.send(&Request::Acquire { wait_ms: 10_000 }.encode());
+    raw.send(&Request::Acquire { wait_ms: 10_000 }.encode());
+    assert_eq!(raw.receive(), None, "a message while waiting");
+
+    // Another's lease: neither used nor ended.
+    let mut thief = Raw::greeted(directory);
+    for token in [token, token + 1, 0, u64::MAX] {
+        thief.send(&commit(token));
+        match thief.receive() {
+            Some(Response::Outcome(Outcome::Refused(why))) => assert!(why.contains("lease"), "{why}"),
+            other => panic!("a Commit without a grant: {other:?}"),
+        }
+        thief.send(&Request::Release { token, linger: false }.encode());
+    }
+    // The answer to another question shows that the releases have been read.
+    thief.send(&commit(0));
+    assert!(matches!(thief.receive(), Some(Response::Outcome(Outcome::Refused(_)))));
+    host.sql("PRAGMA busy_timeout = 0").unwrap();
+    assert_locked(&mut host, "BEGIN IMMEDIATE");
+    host.sql("PRAGMA busy_timeout = 20000").unwrap();
+    drop(holder);
+    unharmed(&mut host, "a forged token");
+
+    // A question for a transaction that never was.
+    let target = WalTarget { salts: Salts([1; 8]), frame: FrameNo(1) };
+    thief.send(&Request::Resolve { base: 1, target, id: TxnId([9; 16]) }.encode());
+    match thief.receive() {
+        Some(Response::Outcome(Outcome::Refused(_))) => {}
+        other => panic!("{other:?} in answer to Resolve"),
+    }
+    unharmed(&mut host, "a question for a transaction that never was");
+    let token = thief.acquire();
+    thief.send(&Request::Release { token, linger: false }.encode());
+    unharmed(&mut host, "all of that");
+
+    let names: Vec<_> = std::fs::read_dir(directory).unwrap().map(|e| e.unwrap().file_name()).collect();
+    let foreign = names.iter().filter(|name| !name.to_str().unwrap().starts_with("app.db")).count();
+    assert_eq!(foreign, 2, "only the marker and the socket: {names:?}");
+    assert!(test.cluster.node(1).unwrap().status().is_some());
+    drop(host);
+    assert_identical(&test, "app", &["SELECT count(*) FROM t"]);
+}
