@@ -389,6 +389,10 @@ impl Scene {
                 states.map(|s| (s["store"]["raft"].clone(), s["store"]["databases"].clone())).collect();
             panic!("{error:#}\n{states:#?}");
         }
+        // First, as everything that was proposed comes before it in the log or never.
+        let address = self.test.cluster.node(leader).unwrap().http.clone();
+        let report = verify(&address, true, PATIENCE).unwrap();
+        assert!(report.identical, "{:?}\n{}", report.faults, self.test.cluster.logs(30));
         let mut files: Vec<(u64, BTreeSet<u64>)> = Vec::new();
         for node in &self.test.cluster.nodes {
             let found = self.check_file(&node.database(DATABASE));
@@ -410,9 +414,6 @@ impl Scene {
                 assert_eq!(*found, files[0].1, "nodes {id} and {} differ", files[0].0);
             }
         }
-        let address = self.test.cluster.node(leader).unwrap().http.clone();
-        let report = verify(&address, true, PATIENCE).unwrap();
-        assert!(report.identical, "{:?}\n{}", report.faults, self.test.cluster.logs(30));
         files[0].1.len()
     }
 

@@ -12,7 +12,7 @@
 //!
 //! Under steady load such a checkpoint never catches up with the WAL's end, and only then can the WAL start
 //! anew. A WAL that grew far beyond the limit is therefore closed by a second, short checkpoint on the
-//! worker, where nobody publishes ([`Database::checkpoint_all`]).
+//! worker, where nobody publishes (`checkpoint_all`).
 
 use super::DbError;
 use super::database::{Database, State};

@@ -243,7 +243,6 @@ impl Database {
         let attached = holder.others_attached()?;
         let header = wal_index::recover_header(holder.region(0)?);
         let publications: Vec<_> = records.iter().map(|r| r.publication).collect();
-        let newest = publications.last().map_or(0, |p| p.index);
         let plan = recovery::plan(attached, header.as_ref(), durable.position.index, &publications);
         let wal = Wal::open(path, page_size)?;
         let published = match plan {
@@ -263,6 +262,10 @@ impl Database {
             ?plan,
             "opened"
         );
+        // What is on record is committed, and may have been read: nothing older is served. (Where the WAL
+        // stays, an app that has yet to publish the newest record is asking for it, so none waits for it.)
+        let newest = publications.last().map_or(0, |p| p.index);
+        let served = if plan == Plan::Rebuild { newest } else { published };
         let recent = match plan {
             Plan::Rebuild => VecDeque::new(),
             Plan::Resume { published } => {
@@ -275,8 +278,7 @@ impl Database {
             hashes,
             dirty: BTreeSet::new(),
             published,
-            // What was published once is committed, and may have been read: nothing older is served.
-            consistent_from: newest.max(durable.target).max(published),
+            consistent_from: served.max(durable.target).max(published),
             queue: VecDeque::new(),
             running: false,
             lease: LeaseQueue::new(first_token()),

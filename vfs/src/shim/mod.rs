@@ -5,7 +5,7 @@
 //! |---|---|
 //! | [`ffi`] | SQLite's C interface, and its functions as pointers |
 //! | [`vfs`] | the VFS object: which opens are ours |
-//! | [`file`] | the trampolines of an open main file and of its WAL |
+//! | [`mod@file`] | the trampolines of an open main file and of its WAL |
 //! | [`connection`] | what the trampolines decide, in safe code |
 //! | [`host`] | safe access to a file of the host's VFS |
 //! | [`extension`] | the entry points of the loadable extension |
