@@ -52,7 +52,10 @@ pub fn find_extension(named: Option<&Path>) -> anyhow::Result<PathBuf> {
     let here = program.parent().unwrap_or(Path::new("."));
     let places = [here.join(NAME), here.join("deps").join(NAME), here.join("../lib/quire").join(NAME)];
     places.into_iter().find(|place| place.exists()).with_context(|| {
-        format!("{NAME} is not beside {}; build it (cargo build) or name it with --extension", program.display())
+        format!(
+            "{NAME} is not beside {}; build it (cargo build) or name it with --extension",
+            program.display()
+        )
     })
 }
 
@@ -109,7 +112,8 @@ impl LocalCluster {
     pub fn new(program: &Path, dir: &Path, count: u64) -> anyhow::Result<LocalCluster> {
         std::fs::create_dir_all(dir)?;
         ClusterKey::generate(dir.join("cluster.key"))?;
-        let mut cluster = LocalCluster { program: program.to_owned(), dir: dir.to_owned(), nodes: Vec::new() };
+        let mut cluster =
+            LocalCluster { program: program.to_owned(), dir: dir.to_owned(), nodes: Vec::new() };
         for _ in 0..count {
             cluster.add()?;
         }
@@ -221,7 +225,8 @@ impl LocalCluster {
         let mut found = 0;
         self.wait("a leader", patience, |cluster| {
             let leads = |node: &&LocalNode| {
-                node.status().is_some_and(|s| s["store"]["raft"]["state"] == "Leader" && s["store"]["ready"] == true)
+                node.status()
+                    .is_some_and(|s| s["store"]["raft"]["state"] == "Leader" && s["store"]["ready"] == true)
             };
             let leader = cluster.nodes.iter().find(leads);
             let Some(leader) = leader else { return false };
@@ -274,7 +279,8 @@ impl LocalCluster {
         for node in &self.nodes {
             let log = node.log();
             let all: Vec<_> = log.lines().collect();
-            out += &format!("--- node {} ({})\n", node.id, if node.is_running() { "running" } else { "down" });
+            out +=
+                &format!("--- node {} ({})\n", node.id, if node.is_running() { "running" } else { "down" });
             for line in &all[all.len().saturating_sub(lines)..] {
                 out += &format!("{line}\n");
             }

@@ -14,6 +14,13 @@ pub mod verify;
 use crate::args::{Cli, Command};
 use std::process::ExitCode;
 
+/// A command whose output is cut off, as by `head`, ends there like any other program.
+fn end_on_broken_pipe() {
+    use nix::sys::signal::{SigHandler, Signal, signal};
+    // SAFETY: the default action runs no code of this program, and no thread relies on another one yet.
+    let _ = unsafe { signal(Signal::SIGPIPE, SigHandler::SigDfl) };
+}
+
 /// Runs a command.
 pub fn run(cli: Cli) -> anyhow::Result<ExitCode> {
     let logging = || {
@@ -27,6 +34,9 @@ pub fn run(cli: Cli) -> anyhow::Result<ExitCode> {
         }
         anyhow::Ok(())
     };
+    if matches!(cli.command, Command::Status(_) | Command::Verify(_) | Command::Inspect(_)) {
+        end_on_broken_pipe();
+    }
     match cli.command {
         Command::Node(args) => {
             logging()?;

@@ -5,15 +5,19 @@ use crate::args::ClientArgs;
 use serde_json::Value;
 use std::process::ExitCode;
 
-/// Prints the status. Fails if a node is unreachable or there is no leader.
+/// Prints the status. Fails if a node is unreachable, there is no leader, a database is fenced or
+/// the disk is full.
 pub fn run(args: &ClientArgs) -> anyhow::Result<ExitCode> {
     let client = Client::new(&args.http_addr);
     let status = client.get("/status")?;
     let nodes = client.get("/nodes?nonvoters&ver=2")?;
     let store = &status["store"];
-    let healthy = nodes["nodes"].as_array().is_some_and(|list| {
+    let reached = nodes["nodes"].as_array().is_some_and(|list| {
         list.iter().all(|n| n["reachable"] == true) && list.iter().any(|n| n["leader"] == true)
     });
+    let served = store["disk_full"].is_null()
+        && store["databases"].as_array().into_iter().flatten().all(|db| db["fenced"].is_null());
+    let healthy = reached && served;
     if args.json {
         println!("{}", serde_json::json!({ "status": status, "nodes": nodes["nodes"], "healthy": healthy }));
         return Ok(if healthy { ExitCode::SUCCESS } else { ExitCode::FAILURE });

@@ -119,7 +119,8 @@ fn a_directory_serves_one_node_of_one_cluster_at_a_time() {
     assert_refused("a second node", &dir, 1, &key, &[lock.to_str().unwrap(), "another node is running"]);
     assert_eq!(stock(&database(&test, 1, "app"), "SELECT count(*) FROM t").unwrap(), "12");
     let mut host = Host::open(Program::Cli, &database(&test, 1, "app"));
-    host.sql("INSERT INTO t VALUES (13)").unwrap();
+    let written = host.sql("INSERT INTO t VALUES (13)");
+    written.unwrap_or_else(|why| panic!("{why}\n{}\n{}", host.log(), test.cluster.logs(20)));
 }
 
 /// Does something to a file's bytes.

@@ -221,7 +221,7 @@ fn whoever_breaks_the_protocol_harms_only_himself() {
         thief.send(&commit(token));
         match thief.receive() {
             Some(Response::Outcome(Outcome::Refused(why))) => assert!(why.contains("lease"), "{why}"),
-            other => panic!("a Commit without a grant: {other:?}"),
+            other => panic!("a Commit without a grant: {other:?}\n{}", test.cluster.logs(30)),
         }
         thief.send(&Request::Release { token, linger: false }.encode());
     }

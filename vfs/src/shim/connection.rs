@@ -33,6 +33,8 @@ pub struct Connection {
     /// The wal-index header when the read lock was taken: the snapshot that SQLite reads.
     snapshot: [u32; 12],
     writer: Option<Writer>,
+    /// The last refusal, so that a busy handler's retries don't fill the log.
+    refused: String,
 }
 
 /// Between grant and release.
@@ -46,7 +48,15 @@ struct Writer {
 impl Connection {
     /// A connection with its gate.
     pub fn new(api: Api, gate: Box<dyn Gate>) -> Connection {
-        Connection { api, gate, region0: None, read_locks: 0, snapshot: [0; 12], writer: None }
+        Connection {
+            api,
+            gate,
+            region0: None,
+            read_locks: 0,
+            snapshot: [0; 12],
+            writer: None,
+            refused: String::new(),
+        }
     }
 
     /// A line in the host's error log (`sqlite3_log`).
@@ -118,7 +128,10 @@ impl Connection {
             return SQLITE_BUSY;
         }
         let grant = match self.gate.acquire() {
-            Ok(grant) => grant,
+            Ok(grant) => {
+                self.refused.clear();
+                grant
+            }
             Err(refusal) => {
                 let code = match refusal.code {
                     RefusalCode::Busy => return SQLITE_BUSY,
@@ -126,7 +139,10 @@ impl Connection {
                     RefusalCode::NotLeader | RefusalCode::Unavailable | RefusalCode::Fenced => SQLITE_BUSY,
                     RefusalCode::Invalid | RefusalCode::NotFound => SQLITE_IOERR_WRITE,
                 };
-                self.log(code, &format!("no write to {}: {refusal}", self.gate.info().name));
+                if self.refused != refusal.message {
+                    self.log(code, &format!("no write to {}: {refusal}", self.gate.info().name));
+                    self.refused = refusal.message;
+                }
                 return code;
             }
         };
