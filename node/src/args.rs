@@ -95,7 +95,7 @@ pub struct NodeArgs {
     /// Shortest election timeout; the longest is twice that [default: 500].
     #[arg(long, env = "QUIRE_ELECTION_TIMEOUT_MS", value_name = "MS")]
     pub election_timeout_ms: Option<u64>,
-    /// Size of a segment of the Raft log [default: 64].
+    /// Size of a segment of the Raft log [default: 16].
     #[arg(long, env = "QUIRE_LOG_SEGMENT_MIB", value_name = "MIB")]
     pub log_segment_mib: Option<u64>,
     /// Checkpoint a database when its WAL holds this much [default: 16].

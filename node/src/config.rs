@@ -108,7 +108,7 @@ impl Config {
         if heartbeat.is_zero() || election_timeout < 3 * heartbeat {
             return bad("--election-timeout-ms", "must be at least three heartbeats".into());
         }
-        let segment_mib = args.log_segment_mib.unwrap_or(64);
+        let segment_mib = args.log_segment_mib.unwrap_or(16);
         if !(1..=1024).contains(&segment_mib) {
             return bad("--log-segment-mib", format!("{segment_mib} is not from 1 to 1024"));
         }

@@ -213,7 +213,10 @@ pub async fn ask_leader(
     while Instant::now() < deadline {
         let status = node.raft().status();
         let response = match status.leader {
-            Some(leader) if leader == node.id() => serve(node, request.clone()).await,
+            Some(leader) if leader == node.id() => {
+                let served = tokio::time::timeout_at(deadline, serve(node, request.clone())).await;
+                served.unwrap_or_else(|_| PeerResponse::Unavailable("no quorum answered in time".into()))
+            }
             Some(leader) => match node.raft().request(leader, request.encode(), ATTEMPT).await {
                 Ok(bytes) => decode_response(&bytes),
                 Err(error) => PeerResponse::Unavailable(format!("leader (node {leader}): {error}")),

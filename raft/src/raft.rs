@@ -80,6 +80,9 @@ fn core_config(config: &RaftConfig) -> Result<openraft::Config, StartError> {
         max_in_snapshot_log_to_keep: u64::MAX,
         replication_lag_threshold: CAUGHT_UP,
         enable_pre_vote: Some(true),
+        // A leader that was restarted must stand for election again: it may have sent entries to followers that
+        // it lost itself, unsynced, and would give their indexes away a second time in the same term.
+        enable_leader_restore: Some(false),
         ..openraft::Config::default()
     };
     core.validate().map_err(|e| StartError::Config(e.to_string()))

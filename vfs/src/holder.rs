@@ -221,6 +221,21 @@ impl Holder {
         self.file.shm_lock(offset, n, SQLITE_SHM_UNLOCK | SQLITE_SHM_EXCLUSIVE);
     }
 
+    /// Keeps new readers out (they get SQLITE_BUSY) until [`Holder::admit_readers`]. `Ok(false)` if a reader is
+    /// there already.
+    pub fn exclude_readers(&self) -> Result<bool, HoldError> {
+        match self.file.lock(SQLITE_LOCK_EXCLUSIVE) {
+            SQLITE_OK => Ok(true),
+            SQLITE_BUSY => Ok(false),
+            code => Err(HoldError::Sqlite { path: self.path.clone(), what: "locking it", code }),
+        }
+    }
+
+    /// Goes back to SHARED.
+    pub fn admit_readers(&self) {
+        self.file.unlock(SQLITE_LOCK_SHARED);
+    }
+
     /// Size of the database file, in bytes.
     pub fn file_size(&self) -> Result<u64, HoldError> {
         let err = |code| HoldError::Sqlite { path: self.path.clone(), what: "asking for its size", code };

@@ -7,7 +7,7 @@
 use super::DbError;
 use quire_vfs::fault;
 use quire_vfs::format::append::Appender;
-use quire_vfs::format::wal::{HEADER_SIZE, Salts};
+use quire_vfs::format::wal::{HEADER_SIZE, Salts, WalHeader};
 use quire_vfs::format::wal_index::{self, IndexHeader, WalIndex};
 use quire_vfs::format::{FrameNo, PageNo, PageSize};
 use quire_vfs::holder::{Holder, IndexLock};
@@ -94,6 +94,15 @@ impl Wal {
         Ok(restarted)
     }
 
+    /// The checkpoint sequence for the header of a log that begins: one more than the last log's.
+    fn next_seq(&self, header: IndexHeader) -> u32 {
+        let mut bytes = [0; HEADER_SIZE];
+        if header.max_frame.0 > 0 || self.file.read_exact_at(&mut bytes, 0).is_err() {
+            return 0;
+        }
+        WalHeader::decode(&bytes).map_or(0, |(last, _)| last.checkpoint_seq.wrapping_add(1))
+    }
+
     /// Writes `pages` as frames and enters them into the hash tables; nothing is visible yet.
     pub fn prepare<'a>(
         &mut self,
@@ -111,7 +120,7 @@ impl Wal {
         } else {
             header.salts
         };
-        let (mut appender, wal_header) = Appender::new(header, self.page_size, fresh);
+        let (mut appender, wal_header) = Appender::new(header, self.page_size, fresh, self.next_seq(header));
         let written = self.write_frames(&mut appender, wal_header, pages.clone(), db_size);
         written.map_err(DbError::io(&self.path, "writing frames"))?;
         fault::point("apply.framed");

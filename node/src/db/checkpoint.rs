@@ -3,7 +3,7 @@
 //! A checkpoint may copy only what this node's log has on disk: a committed entry can still be unsynced
 //! here, and a file that is ahead of the log could not be rebuilt from it. So:
 //!
-//! 1. with the database at rest for a moment, a reader takes a snapshot at entry `I`: its read mark keeps
+//! 1. with the worker paused for a moment, so that nobody publishes, a reader takes a snapshot at entry `I`: its read mark keeps
 //!    SQLite from copying anything newer;
 //! 2. wait until the log is on disk up to `I`; put the *target* `I` on record, synced;
 //! 3. `PRAGMA wal_checkpoint(PASSIVE)`, beside readers and writers;
@@ -15,7 +15,7 @@
 //! worker, where nobody publishes (`checkpoint_all`).
 
 use super::DbError;
-use super::database::{Database, State};
+use super::database::{Database, State, Work};
 use super::side_file::Durable;
 use super::sql;
 use quire_raft::LogPosition;
@@ -26,7 +26,8 @@ use quire_vfs::format::{FrameNo, PageNo};
 use sha2::{Digest, Sha256};
 use std::collections::BTreeSet;
 use std::io;
-use std::sync::{Arc, MutexGuard, PoisonError, TryLockError};
+use std::sync::mpsc::sync_channel;
+use std::sync::{Arc, PoisonError, TryLockError};
 use std::time::{Duration, Instant};
 use tracing::{debug, warn};
 
@@ -57,13 +58,16 @@ impl Database {
         const READ: &str = "SELECT count(*) FROM sqlite_schema";
         // Once before, so that the schema is loaded when the database has to stand still.
         reader.query_row(READ, [], |_| Ok(())).map_err(&sql_error)?;
+        self.state().checkpoint_asked = false;
+        // On the worker's own turn, as under load it is never idle.
+        let (paused, at_rest) = sync_channel(1);
+        let (go_on, resume) = sync_channel::<()>(1);
+        self.enqueue(Work::Pause { paused, resume });
+        if at_rest.recv_timeout(PATIENCE).is_err() {
+            return Ok(false);
+        }
         let (snapshot, guard) = {
             let mut state = self.state();
-            state.checkpoint_asked = false;
-            let mut state = match self.at_rest(state) {
-                Some(state) => state,
-                None => return Ok(false),
-            };
             let guard = match self.checkpointing.try_lock() {
                 Ok(guard) => guard,
                 Err(TryLockError::Poisoned(guard)) => guard.into_inner(),
@@ -73,13 +77,14 @@ impl Database {
             reader.query_row(READ, [], |_| Ok(())).map_err(&sql_error)?;
             (self.snapshot(&mut state)?, guard)
         };
+        drop(go_on);
         let position = snapshot.position.index;
         let done = self.make_durable(snapshot);
         drop((reader, guard));
         let done = done?;
         debug!(database = self.name, index = position, done, "checkpoint");
         if self.wal_bytes()? >= CLOSE_FACTOR * self.context.checkpoint_bytes {
-            self.enqueue(super::database::Work::Checkpoint);
+            self.enqueue(Work::Checkpoint);
         }
         Ok(done)
     }
@@ -124,20 +129,6 @@ impl Database {
     fn wal_bytes(&self) -> Result<u64, DbError> {
         let header = wal_index::read_header(self.holder.region(0)?);
         Ok(header.map_or(0, |h| u64::from(h.max_frame.0) * u64::from(self.page_size.get())))
-    }
-
-    /// Waits for a moment in which nobody is publishing.
-    fn at_rest<'a>(&'a self, mut state: MutexGuard<'a, State>) -> Option<MutexGuard<'a, State>> {
-        let deadline = Instant::now() + PATIENCE;
-        while state.running || state.publishing.is_some() {
-            let left = deadline.saturating_duration_since(Instant::now());
-            if left.is_zero() {
-                return None;
-            }
-            let waited = self.changed.wait_timeout(state, left);
-            state = waited.unwrap_or_else(PoisonError::into_inner).0;
-        }
-        Some(state)
     }
 
     /// Takes down the state as it is; the caller sees to it that nobody publishes.

@@ -95,6 +95,13 @@ pub enum Work {
     Tidy,
     /// Tell when everything before has been done.
     Signal(oneshot::Sender<()>),
+    /// Say that nobody is publishing, and wait until the other end is dropped.
+    Pause {
+        /// Told when it has come to this.
+        paused: std::sync::mpsc::SyncSender<()>,
+        /// Dropped to go on.
+        resume: std::sync::mpsc::Receiver<()>,
+    },
     /// Copy all of the WAL into the database file while nobody publishes.
     Checkpoint,
 }
@@ -247,6 +254,11 @@ impl Database {
         let wal = Wal::open(path, page_size)?;
         let published = match plan {
             Plan::Rebuild => {
+                // A checkpoint was cut short: the file may hold pages of entries that are yet to come again, so
+                // that even a stock reader must wait for them.
+                if durable.target > durable.position.index && !holder.exclude_readers()? {
+                    warn!(database = name, "a stock reader is there while the database is rebuilt");
+                }
                 holder.lock(IndexLock::Recover)?;
                 wal.reset(&holder, durable.pages)?;
                 holder.unlock(IndexLock::Recover);

@@ -26,6 +26,8 @@ use std::sync::{Arc, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 use tracing::{debug, info, warn};
 
+/// A checkpoint's snapshot takes far less.
+const MAX_PAUSE: Duration = Duration::from_secs(2);
 /// How often a worker that waits for the gate lock looks again.
 const LOCK_POLL: Duration = Duration::from_millis(2);
 /// After how long it says that it waits.
@@ -56,6 +58,9 @@ impl Database {
                     self.fence(&mut state, &error);
                 }
                 self.progress.send_replace(index);
+                if index == state.consistent_from {
+                    self.holder.admit_readers();
+                }
                 return state;
             }
             Work::NewTerm(term) => {
@@ -92,6 +97,13 @@ impl Database {
             }
             Work::Signal(done) => {
                 let _ = done.send(());
+            }
+            Work::Pause { paused, resume } => {
+                drop(state);
+                if paused.send(()).is_ok() {
+                    let _ = resume.recv_timeout(MAX_PAUSE);
+                }
+                state = self.state();
             }
             Work::Checkpoint => {
                 drop(state);

@@ -7,8 +7,14 @@
 //! 2. [`wal_index::sweep`], then [`wal_index::append`] for each frame;
 //! 3. [`wal_index::publish`] of the header that [`Appender::finish`] returns.
 //!
+//! A caller that comes after a writer's death brings the index to order first: [`wal_index::recover_header`], and
+//! [`wal_index::clear_backfilled`] where the count of backfilled frames is beyond `mxFrame`, as a restart of the
+//! log that was cut short leaves it.
+//!
 //! Dying anywhere before 3 leaves the published state as it was.
 //!
+//! [`wal_index::recover_header`]: super::wal_index::recover_header
+//! [`wal_index::clear_backfilled`]: super::wal_index::clear_backfilled
 //! [`wal_index::sweep`]: super::wal_index::sweep
 //! [`wal_index::append`]: super::wal_index::append
 //! [`wal_index::publish`]: super::wal_index::publish
@@ -41,11 +47,12 @@ pub struct Frame {
 
 impl Appender {
     /// Goes on from `base`. At the start of a log the second value is the WAL header, to be written at
-    /// offset 0; `fresh_salts` are used then only.
+    /// offset 0; `fresh_salts` and `checkpoint_seq`, which counts the log's beginnings, are used then only.
     pub fn new(
         base: IndexHeader,
         page_size: PageSize,
         fresh_salts: Salts,
+        checkpoint_seq: u32,
     ) -> (Appender, Option<[u8; wal::HEADER_SIZE]>) {
         if base.max_frame.0 > 0 {
             let appender = Appender {
@@ -58,7 +65,7 @@ impl Appender {
             };
             return (appender, None);
         }
-        let header = WalHeader { order: ByteOrder::NATIVE, page_size, checkpoint_seq: 0, salts: fresh_salts };
+        let header = WalHeader { order: ByteOrder::NATIVE, page_size, checkpoint_seq, salts: fresh_salts };
         let (bytes, sum) = header.encode();
         let (order, salts) = (header.order, header.salts);
         (Appender { base, page_size, order, salts, sum, last: FrameNo(0) }, Some(bytes))

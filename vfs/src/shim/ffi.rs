@@ -33,6 +33,7 @@ pub const SQLITE_OPEN_WAL: c_int = 0x80000;
 
 pub const SQLITE_LOCK_NONE: c_int = 0;
 pub const SQLITE_LOCK_SHARED: c_int = 1;
+pub const SQLITE_LOCK_EXCLUSIVE: c_int = 4;
 
 pub const SQLITE_IOCAP_POWERSAFE_OVERWRITE: c_int = 0x1000;
 

@@ -205,7 +205,7 @@ impl Replica {
             wal_index::clear_backfilled(self.holder.region(0).unwrap());
         }
         let fresh = if base.salts == Salts::default() { Salts(random()) } else { base.salts };
-        let (mut appender, wal_header) = Appender::new(base, self.page_size, fresh);
+        let (mut appender, wal_header) = Appender::new(base, self.page_size, fresh, 0);
         if let Some(bytes) = wal_header {
             self.wal.write_all_at(&bytes, 0).unwrap();
         }
