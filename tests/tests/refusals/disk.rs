@@ -79,16 +79,18 @@ fn a_full_disk_refuses_writes_and_serves_reads() {
     let explained = refused.contains("disk I/O error") && host.log().contains("refused: disk full");
     assert!(clear || explained, "{refused}\n{}", host.log());
     assert!(acknowledged > 50, "{acknowledged}");
-    let mut others = 0;
+    let mut again = 0;
     for attempt in 1..=5 {
         // Room that a purge of the log makes is soon used up.
         let n = acknowledged + attempt;
         if let Err(why) = write(&mut host, n) {
-            assert!(["locked", "full", "disk I/O error"].iter().any(|text| why.contains(text)), "{why}");
-            others += 1;
+            // Where the log of SQLite is the first to find no room, the error itself says so.
+            let is_clear = why.contains("disk is full") || host.log().contains("quire: ");
+            assert!(is_clear, "{why}\n{}", host.log());
+            again += 1;
         }
     }
-    assert!(others > 0 && host.log().contains("quire: "), "{}", host.log());
+    assert!(again > 0, "the disk is not full for long");
 
     // Reads go on, of the same data everywhere; the node lives.
     let rows = format!("SELECT count(*), sum(length(b)) FROM t WHERE id <= {acknowledged}");
