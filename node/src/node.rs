@@ -361,7 +361,9 @@ impl Node {
         let _ = std::fs::remove_file(self.socket_path());
         let node = self.clone();
         let _ = tokio::task::spawn_blocking(move || {
-            node.registry.all().iter().for_each(checkpoint);
+            for database in node.registry.all() {
+                checkpoint(&database);
+            }
             node.store_manifest();
         })
         .await;
@@ -375,13 +377,12 @@ impl Node {
     }
 }
 
-fn checkpoint(database: &Arc<Database>) {
-    if !database.durable().1 {
-        return;
-    }
-    if let Err(error) = database.checkpoint() {
+/// A checkpoint of a database that needs one. False if it is to be tried again.
+fn checkpoint(database: &Arc<Database>) -> bool {
+    database.checkpoint().unwrap_or_else(|error| {
         warn!(database = database.name, "checkpoint: {error}");
-    }
+        false
+    })
 }
 
 /// Checkpoints databases that ask for it, and now and then all that changed.
@@ -397,7 +398,9 @@ async fn checkpointer(node: Arc<Node>, mut asked: mpsc::UnboundedReceiver<crate:
         };
         let node = node.clone();
         let work = tokio::task::spawn_blocking(move || {
-            databases.iter().for_each(checkpoint);
+            for database in databases.iter().filter(|database| !checkpoint(database)) {
+                node.context.ask_again(database.id);
+            }
             node.store_manifest();
         });
         if let Err(error) = work.await {

@@ -314,6 +314,10 @@ fn logs_are_checkpointed_under_many_small_commits() {
             let wal = std::fs::read(format!("{}-wal", database(test, node, name).display())).unwrap();
             let restarts = wal.get(12..16).map(|bytes| u32::from_be_bytes(bytes.try_into().unwrap()));
             println!("{name} on node {node}: {} bytes of log, started anew {restarts:?} times", wal.len());
+            assert!(
+                restarts.is_none_or(|restarts| restarts > 0),
+                "{name} on node {node}: the log only grows"
+            );
         }
         let count = stock(&database(test, leader, name), "SELECT count(*) > 600 FROM t").unwrap();
         assert_eq!(count, "1");

@@ -12,7 +12,9 @@
 //!
 //! Under steady load such a checkpoint never catches up with the WAL's end, and only then can the WAL start
 //! anew. A WAL that grew far beyond the limit is therefore closed by a second, short checkpoint on the
-//! worker, where nobody publishes (`checkpoint_all`).
+//! worker, where nobody publishes (`checkpoint_all`). A writer that begins one transaction right after the
+//! other would still keep the WAL from starting anew, as its read mark is there before that checkpoint ends: the
+//! VFS lets it wait a moment for it (`Connection::await_checkpoint`).
 
 use super::DbError;
 use super::database::{Database, State, Work};
@@ -33,7 +35,7 @@ use tracing::{debug, warn};
 
 /// How long a checkpoint waits for the log, for rest, or for readers.
 const PATIENCE: Duration = Duration::from_secs(10);
-/// A WAL of so many times the limit is closed on the worker.
+/// A WAL of so many times what is checkpointed at once is closed on the worker.
 const CLOSE_FACTOR: u64 = 4;
 
 /// The state that a checkpoint is to make durable.
@@ -53,12 +55,15 @@ struct Snapshot {
 impl Database {
     /// A checkpoint off the commit path. `Ok(false)`: something is in the way; try again later.
     pub fn checkpoint(self: &Arc<Self>) -> Result<bool, DbError> {
+        self.state().checkpoint_asked = false;
+        if !self.durable().1 {
+            return Ok(true);
+        }
         let sql_error = sql::error(self.path(), "taking a snapshot for a checkpoint");
         let reader = sql::checkpointer(self.path())?;
         const READ: &str = "SELECT count(*) FROM sqlite_schema";
         // Once before, so that the schema is loaded when the database has to stand still.
         reader.query_row(READ, [], |_| Ok(())).map_err(&sql_error)?;
-        self.state().checkpoint_asked = false;
         // On the worker's own turn, as under load it is never idle.
         let (paused, at_rest) = sync_channel(1);
         let (go_on, resume) = sync_channel::<()>(1);
@@ -83,10 +88,12 @@ impl Database {
         drop((reader, guard));
         let done = done?;
         debug!(database = self.name, index = position, done, "checkpoint");
-        if self.wal_bytes()? >= CLOSE_FACTOR * self.context.checkpoint_bytes {
-            self.enqueue(Work::Checkpoint);
-        }
         Ok(done)
+    }
+
+    /// Bytes of pages in the WAL from which on it is closed on the worker.
+    pub fn wal_limit(&self) -> u64 {
+        CLOSE_FACTOR * self.context.checkpoint_bytes
     }
 
     /// A checkpoint of everything, on the worker, so that nobody publishes meanwhile. `Ok(false)`: readers
@@ -124,11 +131,6 @@ impl Database {
 
     fn io(&self, what: &'static str, why: &str) -> DbError {
         DbError::Io { path: self.path().to_owned(), what, error: io::Error::other(why.to_owned()) }
-    }
-
-    fn wal_bytes(&self) -> Result<u64, DbError> {
-        let header = wal_index::read_header(self.holder.region(0)?);
-        Ok(header.map_or(0, |h| u64::from(h.max_frame.0) * u64::from(self.page_size.get())))
     }
 
     /// Takes down the state as it is; the caller sees to it that nobody publishes.

@@ -55,6 +55,16 @@ pub struct Context {
 }
 
 impl Context {
+    /// Asks for a checkpoint of a database again, after a pause: something was in its way.
+    pub fn ask_again(&self, id: DbId) {
+        const PAUSE: Duration = Duration::from_secs(1);
+        let checkpoints = self.checkpoints.clone();
+        self.runtime.spawn(async move {
+            tokio::time::sleep(PAUSE).await;
+            let _ = checkpoints.send(id);
+        });
+    }
+
     /// Waits until the log is on disk up to `index`. To be called on a blocking thread.
     pub fn wait_flushed(&self, index: u64, patience: Duration) -> bool {
         let Some(mut flushed) = self.flushed.get().cloned() else { return false };
@@ -168,6 +178,8 @@ pub(super) struct State {
     pub fenced: Option<String>,
     pub verifications: VecDeque<Verification>,
     pub checkpoint_asked: bool,
+    /// When the worker last closed the WAL.
+    pub closed_at: Option<Instant>,
 }
 
 /// How many recent transactions are remembered.
@@ -302,6 +314,7 @@ impl Database {
             fenced: None,
             verifications: VecDeque::new(),
             checkpoint_asked: false,
+            closed_at: None,
         };
         Ok(Database {
             id,
@@ -618,12 +631,26 @@ impl Database {
         state.recent.push_back(record);
     }
 
-    /// Asks for a checkpoint if the WAL has grown long.
-    pub(super) fn watch_wal(&self, state: &mut State) {
-        let header = self.holder.region(0).ok().and_then(wal_index::read_header);
-        let bytes = header.map_or(0, |h| u64::from(h.max_frame.0) * u64::from(self.page_size.get()));
-        if bytes >= self.context.checkpoint_bytes && !state.checkpoint_asked {
-            state.checkpoint_asked = self.context.checkpoints.send(self.id).is_ok();
+    /// Sees to a WAL that has grown long: asks for a checkpoint of what the database file lacks; and if the
+    /// WAL as a whole is too long and the file lacks little, has the worker copy that while nobody publishes,
+    /// so that the next writer can start the WAL anew.
+    pub(super) fn watch_wal(self: &Arc<Self>, state: &mut State) {
+        const CLOSE_EVERY: Duration = Duration::from_millis(500);
+        let Ok(region0) = self.holder.region(0) else { return };
+        let Some(header) = wal_index::read_header(region0) else { return };
+        let lacking = header.max_frame.0.saturating_sub(wal_index::backfilled(region0).0);
+        let bytes = |frames: u32| u64::from(frames) * u64::from(self.page_size.get());
+        if bytes(lacking) >= self.context.checkpoint_bytes {
+            if !state.checkpoint_asked {
+                state.checkpoint_asked = self.context.checkpoints.send(self.id).is_ok();
+            }
+        } else if lacking > 0
+            && bytes(header.max_frame.0) >= self.wal_limit()
+            && state.closed_at.is_none_or(|at| at.elapsed() >= CLOSE_EVERY)
+        {
+            state.closed_at = Some(Instant::now());
+            state.queue.push_back(Work::Checkpoint);
+            self.wake(state);
         }
     }
 }

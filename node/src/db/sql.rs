@@ -93,6 +93,7 @@ impl CheckpointerGate {
             page_size: PageSize::DEFAULT,
             commit_deadline: Duration::ZERO,
             max_transaction: 0,
+            wal_limit: u64::MAX,
         };
         CheckpointerGate { info }
     }

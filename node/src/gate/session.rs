@@ -151,6 +151,7 @@ impl Session {
             node_id: self.node.id(),
             commit_deadline_ms: limits.commit_deadline.as_millis() as u32,
             max_transaction: limits.max_transaction as u64,
+            wal_limit: database.wal_limit(),
         };
         self.send(&welcome).await?;
         while let Some(message) = self.inbox.next().await? {

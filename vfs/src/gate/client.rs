@@ -267,10 +267,10 @@ fn greet(socket: &Path, hello: &Hello, deadline: Instant) -> Result<(Wire, Datab
         .map_err(|error| ClientError::Connect { path: socket.to_owned(), error })?;
     let answer = exchange(&wire, socket, &Request::Hello(hello.clone()).encode(), deadline)?;
     match answer {
-        Response::Welcome { page_size, node_id, commit_deadline_ms, max_transaction } => {
+        Response::Welcome { page_size, node_id, commit_deadline_ms, max_transaction, wal_limit } => {
             let commit_deadline = Duration::from_millis(commit_deadline_ms.into());
             let name = hello.name.clone();
-            Ok((wire, DatabaseInfo { name, node_id, page_size, commit_deadline, max_transaction }))
+            Ok((wire, DatabaseInfo { name, node_id, page_size, commit_deadline, max_transaction, wal_limit }))
         }
         Response::Refused(refusal) => Err(refusal.into()),
         other => {

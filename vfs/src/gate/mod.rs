@@ -28,6 +28,8 @@ pub struct DatabaseInfo {
     pub commit_deadline: Duration,
     /// The largest transaction that the node takes, in bytes as encoded.
     pub max_transaction: u64,
+    /// Bytes of pages in the WAL from which on it should start anew.
+    pub wal_limit: u64,
 }
 
 /// The right to write one transaction.

@@ -12,7 +12,7 @@
 //!   5 Resolve  u8 kind, 7 × 0, u64 base, [u8;8] salts, u32 frame, [u8;16] transaction id
 //! node → app
 //!   1 Welcome  u8 kind, 0, u16 version, u32 page size, u64 node id, u32 commit deadline in ms, u64 max
-//!              transaction in bytes
+//!              transaction in bytes, u64 WAL limit in bytes
 //!   2 Refused  u8 kind, u8 code, string message
 //!   3 Granted  u8 kind, 3 × 0, u32 pages, u64 token, u64 base
 //!   4 Outcome  u8 kind, u8 (0 committed, 1 refused, 2 unknown), 6 × 0, u64 index, string message
@@ -171,6 +171,8 @@ pub enum Response {
         commit_deadline_ms: u32,
         /// Bytes of the largest transaction.
         max_transaction: u64,
+        /// Bytes of pages from which on the WAL should start anew.
+        wal_limit: u64,
     },
     /// See the module's head.
     Refused(Refusal),
@@ -381,13 +383,14 @@ impl Response {
     pub fn encode(&self) -> Vec<u8> {
         let mut out = vec![0; 4];
         match self {
-            Response::Welcome { page_size, node_id, commit_deadline_ms, max_transaction } => {
+            Response::Welcome { page_size, node_id, commit_deadline_ms, max_transaction, wal_limit } => {
                 out.extend_from_slice(&[1, 0]);
                 out.extend_from_slice(&VERSION.to_le_bytes());
                 out.extend_from_slice(&page_size.get().to_le_bytes());
                 out.extend_from_slice(&node_id.to_le_bytes());
                 out.extend_from_slice(&commit_deadline_ms.to_le_bytes());
                 out.extend_from_slice(&max_transaction.to_le_bytes());
+                out.extend_from_slice(&wal_limit.to_le_bytes());
             }
             Response::Refused(refusal) => {
                 out.extend_from_slice(&[2, refusal.code as u8]);
@@ -426,8 +429,9 @@ impl Response {
                 let size = r.u32()?;
                 let page_size =
                     PageSize::new(size).ok_or_else(|| r.err(format!("{size} is no page size")))?;
-                let (node_id, commit_deadline_ms, max_transaction) = (r.u64()?, r.u32()?, r.u64()?);
-                Response::Welcome { page_size, node_id, commit_deadline_ms, max_transaction }
+                let (node_id, commit_deadline_ms) = (r.u64()?, r.u32()?);
+                let (max_transaction, wal_limit) = (r.u64()?, r.u64()?);
+                Response::Welcome { page_size, node_id, commit_deadline_ms, max_transaction, wal_limit }
             }
             2 => {
                 let code = r.u8()?;
@@ -503,10 +507,12 @@ mod tests {
 
     fn response() -> impl Strategy<Value = Response> {
         prop_oneof![
-            (any::<u64>(), any::<u32>(), any::<u64>()).prop_map(|(node_id, commit_deadline_ms, max)| {
-                let page_size = PageSize::DEFAULT;
-                Response::Welcome { page_size, node_id, commit_deadline_ms, max_transaction: max }
-            }),
+            (any::<(u64, u32, u64, u64)>()).prop_map(
+                |(node_id, commit_deadline_ms, max_transaction, wal_limit)| {
+                    let page_size = PageSize::DEFAULT;
+                    Response::Welcome { page_size, node_id, commit_deadline_ms, max_transaction, wal_limit }
+                }
+            ),
             (0usize..7, ".{0,80}").prop_map(|(c, m)| Response::Refused(Refusal::new(RefusalCode::ALL[c], m))),
             (any::<u64>(), any::<u64>(), any::<u32>()).prop_map(|(token, base, pages)| Response::Granted {
                 token,

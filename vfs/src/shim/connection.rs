@@ -12,6 +12,7 @@ use crate::format::{PageNo, PageSize};
 use crate::gate::proto::{Outcome, RefusalCode, WalTarget, commit_buffer};
 use crate::gate::{Gate, Grant};
 use std::ffi::{CString, c_int};
+use std::time::{Duration, Instant};
 
 /// What to do with a call.
 #[derive(Debug, PartialEq, Eq)]
@@ -33,6 +34,8 @@ pub struct Connection {
     /// The wal-index header when the read lock was taken: the snapshot that SQLite reads.
     snapshot: [u32; 12],
     writer: Option<Writer>,
+    /// When a transaction last waited for a checkpoint.
+    awaited: Option<Instant>,
     /// The last refusal, so that a busy handler's retries don't fill the log.
     refused: String,
 }
@@ -55,6 +58,7 @@ impl Connection {
             read_locks: 0,
             snapshot: [0; 12],
             writer: None,
+            awaited: None,
             refused: String::new(),
         }
     }
@@ -84,7 +88,11 @@ impl Connection {
     /// the readers' slots, which are real locks.
     pub fn shm_lock(&mut self, offset: c_int, n: c_int, flags: c_int) -> Verdict {
         if flags & SQLITE_SHM_EXCLUSIVE == 0 {
-            return Verdict::Forward;
+            let reads_wal = flags & SQLITE_SHM_LOCK != 0 && offset > WAL_READ_LOCK0;
+            return match reads_wal && self.await_checkpoint() {
+                true => Verdict::Answer(SQLITE_BUSY),
+                false => Verdict::Forward,
+            };
         }
         let locking = flags & SQLITE_SHM_LOCK != 0;
         let covers = |lock: c_int| offset <= lock && lock < offset + n;
@@ -119,6 +127,37 @@ impl Connection {
         } else {
             self.read_locks &= !bit;
         }
+    }
+
+    /// A transaction is about to begin at a frame of the WAL. SQLite starts the WAL anew only for a writer
+    /// that began when all of it was in the database file, so that writers in unbroken sequence would let it
+    /// grow forever. If it is too long and the node's checkpoint is about to have all of it, waits for that.
+    /// True if it has: SQLite, told BUSY for its reader slot, looks again (`walTryBeginRead`) and begins at the
+    /// database file.
+    fn await_checkpoint(&mut self) -> bool {
+        const PATIENCE: Duration = Duration::from_millis(50);
+        const EVERY: Duration = Duration::from_millis(500);
+        let info = self.gate.info();
+        let size = u64::from(info.page_size.get());
+        let Some(region0) = self.region0 else { return false };
+        // Frames in the WAL, and how many of them are yet to be copied.
+        let frames = || {
+            let last = wal_index::read_header(region0)?.max_frame.0;
+            Some((u64::from(last), u64::from(last.saturating_sub(wal_index::backfilled(region0).0))))
+        };
+        let is_due =
+            |(all, left): (u64, u64)| all * size >= info.wal_limit && left * size <= info.wal_limit / 4;
+        if self.awaited.is_some_and(|at| at.elapsed() < EVERY) || !frames().is_some_and(is_due) {
+            return false;
+        }
+        let began = *self.awaited.insert(Instant::now());
+        while began.elapsed() < PATIENCE {
+            if frames().is_some_and(|(_, left)| left == 0) {
+                return true;
+            }
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        false
     }
 
     fn acquire(&mut self) -> c_int {
