@@ -257,6 +257,20 @@ pub struct Scene {
 }
 
 impl Scene {
+    /// Kills leaders until `node` leads. Every node runs before and after.
+    pub fn make_leader(&mut self, node: u64) {
+        for _ in 0..20 {
+            let leader = self.leader();
+            if leader == node {
+                return;
+            }
+            self.test.cluster.kill(leader).unwrap();
+            self.leader();
+            self.restart(leader);
+        }
+        panic!("node {node} never became the leader");
+    }
+
     /// Three nodes with further flags, and the tables that the apps write.
     pub fn start(flags: &[&str]) -> Scene {
         let mut test = TestCluster::prepare(3);

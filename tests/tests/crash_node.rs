@@ -70,20 +70,6 @@ fn random_nodes_are_killed_under_load() {
     println!("acked {}, refused {}, unknown {}", said.acked.len(), said.refused.len(), said.unknown.len());
 }
 
-/// Kills leaders until `node` leads. Every node runs before and after.
-fn make_leader(scene: &mut Scene, node: u64) {
-    for _ in 0..20 {
-        let leader = scene.leader();
-        if leader == node {
-            return;
-        }
-        scene.test.cluster.kill(leader).unwrap();
-        scene.leader();
-        scene.restart(leader);
-    }
-    panic!("node {node} never became the leader");
-}
-
 /// The first of several apps that is told of its commit, and when.
 fn first_ack(scene: &Scene, apps: &[u64]) -> u64 {
     let mut found = 0;
@@ -196,7 +182,7 @@ fn leader_points(scene: &mut Scene) {
     for point in ["gate.decided", "apply.indexed", "apply.published"] {
         let node = scene.followers()[0];
         restart_with(scene, node, point);
-        make_leader(scene, node);
+        scene.make_leader(node);
         let mut reader = scene.app(node);
         reader.number("SELECT count(*) FROM log");
         let n = scene.number();
@@ -242,7 +228,7 @@ fn restarted_in_commit(scene: &mut Scene) {
         scene.wait_ready(leader);
         assert!(reader.number("SELECT count(*) FROM log") >= before);
         // On the same connections, once the node leads again.
-        make_leader(scene, leader);
+        scene.make_leader(leader);
         scene.must_write(&mut app);
         scene.must_write(&mut reader);
     }
@@ -301,7 +287,7 @@ fn no_quorum(scene: &mut Scene) {
         scene.test.cluster.start_node(id).unwrap();
     }
     scene.check();
-    make_leader(scene, leader);
+    scene.make_leader(leader);
     scene.must_write(&mut app);
     app.quit();
 }
@@ -336,7 +322,7 @@ fn leader_restarts_without_quorum(scene: &mut Scene) {
     }
     scene.leader();
     scene.test.cluster.wait_applied(DATABASE, PATIENCE).unwrap();
-    make_leader(scene, leader);
+    scene.make_leader(leader);
     scene.must_write(&mut app);
     app.quit();
     scene.check();

@@ -102,25 +102,11 @@ fn app_attached(scene: &mut Scene) {
         reader.rows("COMMIT").unwrap();
         assert_eq!(reader.number("SELECT count(*) FROM log"), before + 12, "what came since");
         // On the same connection, as soon as its node leads.
-        lead(scene, node);
+        scene.make_leader(node);
         scene.must_write(&mut reader);
         reader.quit();
         scene.check();
     }
-}
-
-/// Kills leaders until `node` leads.
-fn lead(scene: &mut Scene, node: u64) {
-    for _ in 0..20 {
-        let leader = scene.leader();
-        if leader == node {
-            return;
-        }
-        scene.test.cluster.kill(leader).unwrap();
-        scene.leader();
-        scene.restart(leader);
-    }
-    panic!("node {node} never became the leader");
 }
 
 /// A restarted node serves no state that is older than what it has served before.

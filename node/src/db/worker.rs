@@ -26,8 +26,6 @@ use std::sync::{Arc, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 use tracing::{debug, info, warn};
 
-/// A checkpoint's snapshot takes far less.
-const MAX_PAUSE: Duration = Duration::from_secs(2);
 /// How often a worker that waits for the gate lock looks again.
 const LOCK_POLL: Duration = Duration::from_millis(2);
 /// After how long it says that it waits.
@@ -101,7 +99,9 @@ impl Database {
             Work::Pause { paused, resume } => {
                 drop(state);
                 if paused.send(()).is_ok() {
-                    let _ = resume.recv_timeout(MAX_PAUSE);
+                    // No time-out: going on while the snapshot is taken would make it wrong. The other end is
+                    // dropped in any case.
+                    let _ = resume.recv();
                 }
                 state = self.state();
             }

@@ -270,7 +270,6 @@ impl Session {
         deadline: Duration,
         work: impl Future<Output = ()> + Send + 'static,
     ) -> Outcome {
-        // On its own task: the proposal goes on whatever becomes of the app.
         let mut work = Box::pin(work);
         let deadline = Instant::now() + deadline;
         let mut working = true;
@@ -290,6 +289,7 @@ impl Session {
             }
         };
         if working {
+            // The proposal goes on whatever becomes of the app.
             tokio::spawn(work);
         }
         result.unwrap_or_else(|| Outcome::Refused("it was not proposed: the leader is changing".into()))
