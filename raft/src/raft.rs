@@ -335,7 +335,7 @@ impl Raft {
         status
     }
 
-    /// The status whenever it changes.
+    /// The status as it changes; up to some milliseconds behind [`Raft::status`].
     pub fn watch(&self) -> watch::Receiver<RaftStatus> {
         self.inner.status.clone()
     }
@@ -413,16 +413,14 @@ impl Raft {
             if let Some(why) = self.inner.log.failed() {
                 return format!("the log failed: {why}");
             }
-            if status.borrow_and_update().running.is_err() {
+            if status.has_changed().is_err() || status.borrow_and_update().running.is_err() {
                 return self.why_stopped().await;
             }
             if let Err(RaftError::Stopped(why)) = self.ping().await {
                 return why;
             }
-            tokio::select! {
-                changed = status.changed() => if changed.is_err() { return self.why_stopped().await },
-                () = tokio::time::sleep(Duration::from_secs(1)) => {}
-            }
+            let ended = status.wait_for(|s| s.running.is_err());
+            let _ = tokio::time::timeout(Duration::from_secs(1), ended).await;
         }
     }
 

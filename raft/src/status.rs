@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use openraft::Instant as _;
 use openraft::async_runtime::WatchReceiver;
@@ -20,7 +21,7 @@ pub enum ServerState {
     Follower,
     /// A voter that stands for election.
     Candidate,
-    /// Leads. It may have lost its quorum meanwhile: see [`RaftStatus::quorum_fresh`].
+    /// Leads. It may have lost its quorum meanwhile: see [`RaftStatus::quorum_acked`].
     Leader,
     /// Is stopping or has stopped.
     Shutdown,
@@ -66,8 +67,8 @@ pub struct RaftStatus {
     pub peers: BTreeMap<NodeId, Peer>,
     /// Leader only: highest index known to be durable on each other member (0 until known).
     pub replication: BTreeMap<NodeId, u64>,
-    /// Leader only: milliseconds since a quorum last acknowledged it, when this status was taken.
-    pub quorum_fresh: Option<u64>,
+    /// Leader only: when a quorum last acknowledged it.
+    pub quorum_acked: Option<Instant>,
     /// Whether the core runs, or why it stopped.
     pub running: Result<(), String>,
 }
@@ -100,11 +101,15 @@ impl RaftStatus {
                 .filter(|(id, _)| **id != m.id)
                 .map(|(id, at)| (*id, at.as_ref().map_or(0, |l| l.index())))
                 .collect(),
-            quorum_fresh: m.last_quorum_acked.as_ref().map(|t| t.elapsed().as_millis() as u64),
+            quorum_acked: m.last_quorum_acked.as_ref().and_then(|t| Instant::now().checked_sub(t.elapsed())),
             running: m.running_state.as_ref().map(|_| ()).map_err(|e| e.to_string()),
         }
     }
 }
+
+/// Pause between two reports. The core's metrics change several times with each commit; waking all who watch each
+/// time cost more than the commit.
+const PACE: Duration = Duration::from_millis(10);
 
 /// Keeps `tx` up to date until the core ends, and logs what is worth a line.
 pub(crate) async fn follow(core: Core, tx: Arc<watch::Sender<RaftStatus>>) {
@@ -127,6 +132,7 @@ pub(crate) async fn follow(core: Core, tx: Arc<watch::Sender<RaftStatus>>) {
         if changed(&mut metrics).await.is_err() {
             break;
         }
+        tokio::time::sleep(PACE).await;
     }
     // The core is gone; its last metrics may still claim otherwise.
     tx.send_modify(|s| {

@@ -108,7 +108,7 @@ async fn grow_transfer_shrink() {
     let status = nodes[0].raft.status();
     assert_eq!(status.voters.iter().copied().collect::<Vec<_>>(), [1, 2, 3]);
     assert_eq!(status.peers.len(), 3);
-    assert!(status.quorum_fresh.is_some());
+    assert!(status.quorum_acked.is_some());
     assert!(matches!(nodes[0].raft.promote(9).await, Err(RaftError::Refused(_))));
     assert!(matches!(nodes[0].raft.request(9, Bytes::new(), LONG).await, Err(RequestError::Unreachable(_))));
 

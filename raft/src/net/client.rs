@@ -23,7 +23,7 @@ use super::codec::{self, CALL_BYTES, Call, StreamKind};
 use super::frame::{self, FrameReader};
 use super::link::{Lane, Link, Links};
 use crate::encode::Malformed;
-use crate::types::{C, Snapshot, Vote};
+use crate::types::{C, LogId, Snapshot, Vote};
 use crate::{NodeId, Peer, RequestError};
 
 type Error = RPCError<C>;
@@ -155,7 +155,8 @@ impl RaftNetworkV2<C> for Client {
             let _ = send.set_priority(1);
             let flight = Arc::new(Flight::new(self.window));
             let requests = Box::pin(write_requests(input, send, flight.clone()));
-            let pipe = Pipe { answers, flight, requests: Some(requests), stall: self.stall, ended: false };
+            let stall = self.stall;
+            let pipe = Pipe { answers, flight, requests: Some(requests), stall, next: None, ended: false };
             let stalled = self.timeout(RPCTypes::AppendEntries, self.stall);
             let out = stream::unfold((pipe, stalled), |(mut pipe, stalled)| async move {
                 let item = pipe.next(&stalled).await?;
@@ -207,15 +208,24 @@ struct Flight {
 }
 
 struct InFlight {
-    /// Window taken by each unanswered request, oldest first.
-    sizes: VecDeque<u32>,
+    /// Unanswered requests, oldest first.
+    requests: VecDeque<Unanswered>,
     /// When something last moved.
     progress: Instant,
 }
 
+/// A request on its way.
+struct Unanswered {
+    /// Its part of the window, in bytes.
+    size: u32,
+    /// News of a commit that travels with this request instead of a request of its own: the log id that an answer
+    /// to that would confirm.
+    news: Option<Option<LogId>>,
+}
+
 impl Flight {
     fn new(window: usize) -> Self {
-        let state = Mutex::new(InFlight { sizes: VecDeque::new(), progress: Instant::now() });
+        let state = Mutex::new(InFlight { requests: VecDeque::new(), progress: Instant::now() });
         Flight { window: Semaphore::new(window), max: window, state }
     }
 
@@ -223,31 +233,42 @@ impl Flight {
         self.state.lock().unwrap_or_else(|e| e.into_inner())
     }
 
-    fn answered(&self) -> bool {
+    /// Takes the oldest request off; `None` if there is none.
+    fn answered(&self) -> Option<Unanswered> {
         let mut s = self.state();
         s.progress = Instant::now();
-        let Some(size) = s.sizes.pop_front() else { return false };
-        self.window.add_permits(size as usize);
-        true
+        let request = s.requests.pop_front()?;
+        self.window.add_permits(request.size as usize);
+        Some(request)
     }
 }
 
+/// How long news of a commit alone waits for an append to travel with.
+const COMMIT_NEWS: Duration = Duration::from_millis(1);
+
 /// Writes requests until there are no more.
-async fn write_requests<S>(
-    mut input: S,
-    mut send: quinn::SendStream,
-    flight: Arc<Flight>,
-) -> Result<(), Error>
+async fn write_requests<S>(input: S, mut send: quinn::SendStream, flight: Arc<Flight>) -> Result<(), Error>
 where
     S: Stream<Item = AppendEntriesRequest<C>> + OptionalSend + Unpin + 'static,
 {
+    let mut input = input.fuse();
     while let Some(req) = input.next().await {
+        // After each commit the core tells the followers so. In a steady stream that would double the packets; the
+        // next append says it as well.
+        let mut news = None;
+        let mut req = req;
+        if req.entries.is_empty()
+            && let Ok(Some(next)) = tokio::time::timeout(COMMIT_NEWS, input.next()).await
+        {
+            debug_assert!(next.leader_commit >= req.leader_commit);
+            news = Some(std::mem::replace(&mut req, next).prev_log_id);
+        }
         let mut chunks = frame::framed(codec::append(&req));
         let size = chunks.iter().map(|c| c.len()).sum::<usize>().min(flight.max) as u32;
         flight.window.acquire_many(size).await.map_err(network)?.forget();
         {
             let mut s = flight.state();
-            s.sizes.push_back(size);
+            s.requests.push_back(Unanswered { size, news });
             s.progress = Instant::now();
         }
         let mut rest = &mut chunks[..];
@@ -267,6 +288,8 @@ struct Pipe {
     /// `None` once all requests are written.
     requests: Option<BoxFuture<'static, Result<(), Error>>>,
     stall: Duration,
+    /// An answer that follows the one that was just given.
+    next: Option<StreamAppendResult<C>>,
     ended: bool,
 }
 
@@ -275,7 +298,10 @@ impl Pipe {
         if self.ended {
             return None;
         }
-        let item = self.step(stalled).await;
+        let item = match self.next.take() {
+            Some(answer) => Some(Ok(answer)),
+            None => self.step(stalled).await,
+        };
         self.ended = !matches!(item, Some(Ok(Ok(_))));
         item
     }
@@ -284,7 +310,7 @@ impl Pipe {
         loop {
             let deadline = {
                 let s = self.flight.state();
-                if s.sizes.is_empty() {
+                if s.requests.is_empty() {
                     // All written and all answered.
                     self.requests.as_ref()?;
                     None
@@ -305,7 +331,7 @@ impl Pipe {
                 }
                 () = tokio::time::sleep_until(wake.into()) => {
                     let s = self.flight.state();
-                    if !s.sizes.is_empty() && s.progress.elapsed() >= self.stall {
+                    if !s.requests.is_empty() && s.progress.elapsed() >= self.stall {
                         return Some(Err(stalled.clone()));
                     }
                 }
@@ -314,11 +340,19 @@ impl Pipe {
     }
 
     fn answer(
-        &self,
+        &mut self,
         answer: Result<Option<bytes::Bytes>, frame::FrameError>,
     ) -> Result<StreamAppendResult<C>, Error> {
         let body = answer.map_err(network)?.ok_or_else(|| network("the peer ended the append stream"))?;
         let result = codec::read_append_result(body).map_err(network)?.ok_or_else(stopped)?;
-        if self.flight.answered() { Ok(result) } else { Err(network("an answer without a request")) }
+        let request = self.flight.answered().ok_or_else(|| network("an answer without a request"))?;
+        match (request.news, &result) {
+            // What the later request confirms, the earlier one would have confirmed.
+            (Some(confirmed), Ok(_)) => {
+                self.next = Some(result);
+                Ok(Ok(confirmed))
+            }
+            _ => Ok(result),
+        }
     }
 }
