@@ -59,7 +59,7 @@ impl Leadership {
                 None => unavailable("there is no leader at present; try again"),
             });
         }
-        let fresh = status.quorum_fresh.is_none_or(|ms| Duration::from_millis(ms) <= self.freshness);
+        let fresh = status.quorum_acked.is_none_or(|at| at.elapsed() <= self.freshness);
         if !fresh && status.voters.len() > 1 {
             return Err(unavailable("the leader does not hear from a quorum; try again"));
         }

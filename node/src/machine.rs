@@ -97,7 +97,7 @@ impl Machine {
             Payload::Command(bytes) => match Command::decode(&bytes) {
                 Ok(Command::Transaction { head, body }) => {
                     if let Some(database) = self.registry.get(head.database) {
-                        database.enqueue(Work::Entry { position, head, body });
+                        database.take(position, head, body);
                     }
                 }
                 Ok(Command::CreateDatabase { name, page_size }) => {

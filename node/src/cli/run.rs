@@ -11,7 +11,22 @@ use std::sync::Arc;
 use tokio::net::TcpListener;
 use tokio::runtime::Builder;
 use tokio::signal::unix::{SignalKind, signal};
-use tracing::info;
+use tracing::{error, info};
+
+const HTTP_THREAD: &str = "quire-http";
+
+/// A task of the node that panicked would be missing without anybody noticing: replication to one member, say, or
+/// a database's worker. The node is made to be killed at any time, so it ends. A request of HTTP only fails.
+fn die_of_panics() {
+    let report = std::panic::take_hook();
+    std::panic::set_hook(Box::new(move |info| {
+        report(info);
+        if std::thread::current().name() != Some(HTTP_THREAD) {
+            error!("a bug: {info}; the node ends, and can be started again");
+            std::process::abort();
+        }
+    }));
+}
 
 /// Runs a node.
 pub fn node(args: NodeArgs) -> anyhow::Result<ExitCode> {
@@ -24,11 +39,11 @@ pub fn node(args: NodeArgs) -> anyhow::Result<ExitCode> {
         }
     };
     let config = Config::new(args)?;
-    // Two runtimes, so that no flood of HTTP requests can keep a heartbeat waiting.
-    let raft =
-        Builder::new_multi_thread().worker_threads(2).thread_name("quire-raft").enable_all().build()?;
-    let http =
-        Builder::new_multi_thread().worker_threads(2).thread_name("quire-http").enable_all().build()?;
+    die_of_panics();
+    // Two runtimes, so that no flood of HTTP requests can keep a heartbeat waiting. Raft and the gate have one
+    // thread: what a commit hands from task to task then needs no wake-up (docs/decisions/0010).
+    let raft = Builder::new_current_thread().enable_all().build()?;
+    let http = Builder::new_multi_thread().worker_threads(2).thread_name(HTTP_THREAD).enable_all().build()?;
     let code = raft.block_on(async {
         let node = Node::start(config).await?;
         let listener = {

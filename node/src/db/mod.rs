@@ -3,8 +3,10 @@
 //! | module | what it is |
 //! |---|---|
 //! | [`registry`] | all databases of the node, by id and by name |
-//! | [`database`] | one database: gate, queue of entries, and what its state allows |
-//! | [`worker`] | drains the queue: judge, verify, publish or see published |
+//! | [`database`] | one database: its state, and its queue of entries |
+//! | [`gate`] | who may write it, and what becomes of a transaction |
+//! | [`publish`] | judges an entry and makes it visible, by its app or by the applier |
+//! | [`worker`] | drains the queue |
 //! | [`applier`] | writes a transaction into the WAL beside its readers |
 //! | [`side_file`] | `NAME.db-quire`: durable index, page hashes, publications |
 //! | [`checkpoint`] | moves the durable index forward |
@@ -13,6 +15,8 @@
 pub mod applier;
 pub mod checkpoint;
 pub mod database;
+pub mod gate;
+pub mod publish;
 pub mod registry;
 pub mod side_file;
 pub mod sql;

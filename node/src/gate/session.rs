@@ -3,7 +3,8 @@
 
 use crate::command::TRANSACTION_PREFIX;
 use crate::core::lease::SessionId;
-use crate::db::database::{Database, Resolution};
+use crate::db::database::Database;
+use crate::db::gate::Resolution;
 use crate::node::{Node, OpenError};
 use bytes::{Bytes, BytesMut};
 use quire_raft::ProposeError;

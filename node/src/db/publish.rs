@@ -1,0 +1,352 @@
+//! How a committed transaction becomes visible on this node, once, by whoever is to do it.
+//!
+//! Judge it by the commit rule; check that it makes the checksum that the log names; then either tell the app
+//! that waits for it, which writes its own commit frame and publishes, or take the gate lock and let the
+//! applier do it. An app that dies between being told and publishing leaves the gate lock to the kernel, and
+//! the applier completes its work.
+//!
+//! The common case, one app that waits for its own transaction, needs no thread but the caller's:
+//! [`Database::take`] tells the app, and [`Database::see_published`], when the app has let go of the gate
+//! lock, sees that it was published. Neither waits for anything. Where something is in the way (entries that
+//! came before, the gate lock, the files in use by a checkpoint), the worker does the same work and waits.
+
+use super::DbError;
+use super::database::{Database, Files, Publishing, State, Unpublished, Work};
+use super::side_file::Record;
+use super::worker::refuse;
+use crate::command::TransactionHead;
+use crate::core::recovery::Publication;
+use crate::core::rule::{Candidate, Verdict};
+use bytes::Bytes;
+use quire_raft::LogPosition;
+use quire_vfs::fault;
+use quire_vfs::format::checksum::{HashDelta, PageHashes};
+use quire_vfs::format::transaction::{Transaction, TxnId};
+use quire_vfs::format::{FormatError, PageNo};
+use quire_vfs::gate::proto::{Outcome, WalTarget};
+use std::sync::{Arc, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+use tracing::{debug, info, warn};
+
+/// How often a worker that waits for the gate lock looks again.
+const LOCK_POLL: Duration = Duration::from_millis(2);
+/// After how long it says that it waits.
+const LOCK_COMPLAINT: Duration = Duration::from_secs(5);
+
+impl Database {
+    /// Takes the next committed transaction, in log order. To be called on a runtime thread: it never waits.
+    pub fn take(self: &Arc<Self>, position: LogPosition, head: TransactionHead, body: Bytes) {
+        let mut state = self.state();
+        let idle = !state.running && state.queue.is_empty() && state.publishing.is_none();
+        let awaited = |state: &State| {
+            let id = Transaction::decode(&body).ok().map(|txn| txn.id());
+            state.pending.as_ref().is_some_and(|p| p.waiter.is_some() && Some(p.id) == id)
+        };
+        if idle
+            && awaited(&state)
+            && let Ok(mut files) = self.files.try_lock()
+        {
+            match self.admit(&mut state, position, &head, body) {
+                Ok(Some(entry)) => {
+                    if !self.tell(&mut state, &mut files, &entry) {
+                        state.queue.push_back(Work::Publish(entry));
+                    }
+                }
+                Ok(None) => self.dealt_with(&state, position.index),
+                Err(error) => self.fail(&mut state, position.index, &error),
+            }
+            if state.publishing.is_none() && state.queue.is_empty() {
+                self.advance(&mut state);
+            }
+        } else {
+            state.queue.push_back(Work::Entry { position, head, body });
+        }
+        self.wake(&mut state);
+    }
+
+    /// Deals with one committed transaction, on the worker.
+    pub(super) fn entry<'a>(
+        self: &'a Arc<Self>,
+        mut state: MutexGuard<'a, State>,
+        position: LogPosition,
+        head: TransactionHead,
+        body: Bytes,
+    ) -> MutexGuard<'a, State> {
+        match self.admit(&mut state, position, &head, body) {
+            Ok(Some(entry)) => return self.publish(state, entry),
+            Ok(None) => self.dealt_with(&state, position.index),
+            Err(error) => self.fail(&mut state, position.index, &error),
+        }
+        state
+    }
+
+    /// Makes a transaction visible, on the worker: by its app if that waits for it, else by the applier.
+    pub(super) fn publish<'a>(
+        self: &'a Arc<Self>,
+        mut state: MutexGuard<'a, State>,
+        entry: Unpublished,
+    ) -> MutexGuard<'a, State> {
+        let id = entry.transaction(self).map(|txn| txn.id());
+        if self.tell(&mut state, &mut self.files(), &entry) {
+            return state;
+        }
+        let waiting;
+        (state, waiting) = self.lock_gate(state, id.as_ref().ok());
+        if waiting {
+            // The app came back while the worker waited for the lock that the app itself holds.
+            if self.tell(&mut state, &mut self.files(), &entry) {
+                return state;
+            }
+            (state, _) = self.lock_gate(state, None);
+        }
+        drop(state);
+        let result = self.apply(&entry);
+        self.unlock_gate();
+        let mut state = self.state();
+        let result = result.map(|record| self.remember(&mut state, record));
+        self.settle(&mut state, entry.index, result);
+        state
+    }
+
+    /// Sees to it that a transaction whose app has ended is published, on the worker.
+    pub(super) fn finish<'a>(self: &'a Arc<Self>, state: MutexGuard<'a, State>) -> MutexGuard<'a, State> {
+        let (state, _) = self.lock_gate(state, None);
+        let Some(publishing) = &state.publishing else { return state };
+        let (record, entry) = (publishing.record, publishing.entry.clone());
+        drop(state);
+        let result = self.complete(record, &entry);
+        self.unlock_gate();
+        let mut state = self.state();
+        state.publishing = None;
+        self.settle(&mut state, entry.index, result);
+        state
+    }
+
+    /// The app that was told has ended: if all is as it should be, takes that down without waiting for
+    /// anything. False: the worker must see to it.
+    pub(super) fn see_published(self: &Arc<Self>, state: &mut State) -> bool {
+        let Some(publishing) = &state.publishing else { return false };
+        let Ok(mut files) = self.files.try_lock() else { return false };
+        if state.running || !matches!(self.gate_lock.try_lock(), Ok(true)) {
+            return false;
+        }
+        let (record, entry) = (publishing.record, &publishing.entry);
+        let fill_free = entry.transaction(self).is_ok_and(|txn| txn.fill_count() == 0);
+        let seen = fill_free
+            && self.is_published(&files, &record).unwrap_or(false)
+            && files.side.mark_seen(&record).is_ok();
+        self.unlock_gate();
+        drop(files);
+        if seen {
+            let index = entry.index;
+            state.publishing = None;
+            self.settle(state, index, Ok(()));
+            self.watch_wal(state);
+            self.wake(state);
+        }
+        seen
+    }
+
+    /// Judges a transaction and makes it part of the database's state. Returns what is to be published.
+    fn admit(
+        &self,
+        state: &mut State,
+        position: LogPosition,
+        head: &TransactionHead,
+        body: Bytes,
+    ) -> Result<Option<Unpublished>, DbError> {
+        if state.fenced.is_some() {
+            return Ok(None);
+        }
+        let txn = self.decode(&body)?;
+        let index = position.index;
+        let candidate =
+            Candidate { index, term: position.term, base: head.base, lease_term: head.lease_term };
+        let is_pending = state.pending.as_ref().is_some_and(|p| p.id == txn.id());
+        match state.rule.judge(&candidate) {
+            Verdict::Apply => {}
+            Verdict::Known => return Ok(None),
+            verdict @ (Verdict::Conflict { .. } | Verdict::LateTerm) => {
+                debug!(database = self.name, index, ?verdict, "skipped");
+                if is_pending {
+                    refuse(state, "another transaction came first");
+                }
+                return Ok(None);
+            }
+        }
+        if !is_pending && state.pending.as_ref().is_some_and(|p| p.base == head.base) {
+            refuse(state, "another transaction came first");
+        }
+
+        let known = state.pending.as_mut().filter(|_| is_pending).and_then(|p| p.delta.take());
+        let delta = known.unwrap_or_else(|| PageHashes::delta(txn.db_size(), txn.pages()));
+        let found = state.hashes.checksum_after(&delta);
+        if found != head.checksum && index >= state.consistent_from {
+            let expected = head.checksum;
+            return Err(DbError::Diverged { path: self.path().to_owned(), index, found, expected });
+        }
+        let old_size = state.hashes.len();
+        advance_to(state, position, &delta);
+        if index <= state.published {
+            return Ok(None); // Already in the files; only the hashes had to follow.
+        }
+        Ok(Some(Unpublished { index, base: head.base, old_size, body }))
+    }
+
+    fn decode<'a>(&self, body: &'a Bytes) -> Result<Transaction<'a>, DbError> {
+        let damaged = |error: FormatError| DbError::Format { path: self.path().to_owned(), error };
+        let txn = Transaction::decode(body).map_err(damaged)?;
+        if txn.page_size() != self.page_size {
+            let reason = format!("its pages are not of {} bytes", self.page_size);
+            return Err(damaged(FormatError { what: "transaction", offset: 4, reason }));
+        }
+        Ok(txn)
+    }
+
+    /// Tells the app that waits for this transaction that it is committed. False if nobody waits.
+    fn tell(&self, state: &mut State, files: &mut Files, entry: &Unpublished) -> bool {
+        let Ok(id) = entry.transaction(self).map(|txn| txn.id()) else { return false };
+        if state.pending.as_ref().is_none_or(|p| p.id != id) {
+            return false;
+        }
+        let Some(pending) = state.pending.take() else { return false };
+        let Some(waiter) = pending.waiter else { return false };
+        let record = entry.record(id, pending.target);
+        // On record before the app can publish: a restarted node must know what it finds.
+        if let Err(error) = files.side.record(&record) {
+            warn!(database = self.name, "{error}");
+            let _ = waiter.send(Outcome::Unknown(format!("committed at index {}, but {error}", entry.index)));
+            return false;
+        }
+        fault::point("gate.decided");
+        if waiter.send(Outcome::Committed(entry.index)).is_err() {
+            return false; // The app is gone, or gave up, before it was told.
+        }
+        self.remember(state, record);
+        let entry = entry.clone();
+        state.publishing = Some(Publishing { session: pending.session, ended: false, record, entry });
+        true
+    }
+
+    /// Takes the gate lock. With `unless`, returns early (and without the lock) if an app comes that waits
+    /// for that transaction.
+    pub(super) fn lock_gate<'a>(
+        &'a self,
+        mut state: MutexGuard<'a, State>,
+        unless: Option<&TxnId>,
+    ) -> (MutexGuard<'a, State>, bool) {
+        let began = Instant::now();
+        let mut complained = false;
+        loop {
+            match self.gate_lock.try_lock() {
+                Ok(true) => return (state, false),
+                Ok(false) => {}
+                Err(error) => warn!(database = self.name, "gate lock: {error}"),
+            }
+            let waits = |state: &State, id: &TxnId| {
+                state.pending.as_ref().is_some_and(|p| p.id == *id && p.waiter.is_some())
+            };
+            if unless.is_some_and(|id| waits(&state, id)) {
+                return (state, true);
+            }
+            if !complained && began.elapsed() > LOCK_COMPLAINT {
+                complained = true;
+                warn!(database = self.name, "this node's copy lags: a paused app holds the gate lock");
+            }
+            let waited = self.changed.wait_timeout(state, LOCK_POLL);
+            state = waited.unwrap_or_else(PoisonError::into_inner).0;
+        }
+    }
+
+    pub(super) fn unlock_gate(&self) {
+        if let Err(error) = self.gate_lock.unlock() {
+            warn!(database = self.name, "gate lock: {error}");
+        }
+    }
+
+    /// With the gate lock: whether the wal-index shows a publication.
+    fn is_published(&self, files: &Files, record: &Record) -> Result<bool, DbError> {
+        let header = files.wal.tidy(&self.holder)?;
+        let Publication { salts, frame, .. } = record.publication;
+        Ok(header.salts == salts && header.max_frame == frame)
+    }
+
+    /// With the gate lock: sees whether the app has published, and does what is left to do.
+    fn complete(&self, record: Record, entry: &Unpublished) -> Result<(), DbError> {
+        let txn = entry.transaction(self)?;
+        {
+            let mut files = self.files();
+            if self.is_published(&files, &record)? {
+                let fills: Vec<_> = txn.fills(entry.old_size).collect();
+                if !fills.is_empty() {
+                    let prepared = files.wal.prepare(&self.holder, fills.into_iter(), txn.db_size())?;
+                    files.wal.publish(&self.holder, prepared)?;
+                }
+                return files.side.mark_seen(&record);
+            }
+        }
+        info!(database = self.name, transaction = %txn.id(), "its app did not publish; the applier does");
+        self.apply(entry).map(drop)
+    }
+
+    /// With the gate lock: writes the transaction into the WAL and publishes it.
+    fn apply(&self, entry: &Unpublished) -> Result<Record, DbError> {
+        let txn = entry.transaction(self)?;
+        let mut files = self.files();
+        let prepared = files.wal.prepare(&self.holder, txn.pages(), txn.db_size())?;
+        let target = WalTarget { salts: prepared.header.salts, frame: prepared.header.max_frame };
+        let record = entry.record(txn.id(), target);
+        files.side.record(&record)?;
+        files.wal.publish(&self.holder, prepared)?;
+        files.side.mark_seen(&record)?;
+        Ok(record)
+    }
+
+    /// An entry has been published, or could not be.
+    fn settle(&self, state: &mut State, index: u64, result: Result<(), DbError>) {
+        match result {
+            Ok(()) => {
+                state.published = index;
+                self.dealt_with(state, index);
+            }
+            Err(error) => self.fail(state, index, &error),
+        }
+    }
+
+    fn fail(&self, state: &mut State, index: u64, error: &DbError) {
+        self.fence(state, error);
+        self.dealt_with(state, index);
+    }
+
+    /// All that is to be done about an entry has been done.
+    fn dealt_with(&self, state: &State, index: u64) {
+        self.progress.send_replace(index);
+        if index == state.consistent_from {
+            self.holder.admit_readers();
+        }
+    }
+}
+
+impl Unpublished {
+    fn transaction(&self, database: &Database) -> Result<Transaction<'_>, DbError> {
+        database.decode(&self.body)
+    }
+
+    fn record(&self, txn: TxnId, target: WalTarget) -> Record {
+        let publication =
+            Publication { index: self.index, salts: target.salts, frame: target.frame, seen: false };
+        Record { publication, base: self.base, txn }
+    }
+}
+
+/// The database's state is now that after the entry; making it visible comes next.
+fn advance_to(state: &mut State, position: LogPosition, delta: &HashDelta) {
+    let old_size = state.hashes.len();
+    state.rule.applied(position.index);
+    state.position = position;
+    state.hashes.apply(delta);
+    state.dirty.extend(delta.pages());
+    state.dirty.extend((old_size + 1..=delta.new_len()).map(PageNo));
+    let beyond = PageNo(delta.new_len() + 1);
+    state.dirty.split_off(&beyond);
+}
