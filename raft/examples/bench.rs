@@ -23,11 +23,27 @@ impl StateMachine for Sink {
     fn apply(&self, _batch: Vec<Committed>) -> std::io::Result<()> {
         Ok(())
     }
+
+    fn snapshot(&self) -> std::io::Result<(AppliedState, Bytes)> {
+        Ok((AppliedState::default(), Bytes::new()))
+    }
+
+    fn fetch(&self, _from: NodeId, _snapshot: Bytes) -> BoxFuture<'static, std::io::Result<()>> {
+        Box::pin(async { Err(std::io::ErrorKind::Unsupported.into()) })
+    }
+
+    fn install(&self, _state: AppliedState, _snapshot: Bytes) -> BoxFuture<'static, std::io::Result<()>> {
+        Box::pin(async { Err(std::io::ErrorKind::Unsupported.into()) })
+    }
 }
 
 impl RequestHandler for Sink {
     fn handle(&self, _from: NodeId, request: Bytes) -> BoxFuture<'static, Bytes> {
         Box::pin(async move { request })
+    }
+
+    fn bulk(&self, _from: NodeId, _stream: Bulk) -> BoxFuture<'static, ()> {
+        Box::pin(async {})
     }
 }
 

@@ -40,6 +40,7 @@ use futures_util::future::BoxFuture;
 pub use crate::config::{Limits, RaftConfig};
 pub use crate::error::{KeyError, LogError, ProposeError, RaftError, RequestError, StartError};
 pub use crate::key::ClusterKey;
+pub use crate::net::bulk::{BULK_FRAME_BYTES, Bulk};
 pub use crate::raft::Raft;
 pub use crate::status::{RaftStatus, ServerState};
 
@@ -122,6 +123,19 @@ pub trait StateMachine: Send + Sync + 'static {
     /// Takes a batch of committed entries, in log order, each exactly once per process life. It is called on a
     /// runtime thread and must be quick (queue the work). An error is fatal for the node.
     fn apply(&self, batch: Vec<Committed>) -> std::io::Result<()>;
+
+    /// What is durable now, as [`StateMachine::applied`] says it, and a description of that state for a member that
+    /// needs entries which were purged. Called on a runtime thread; nothing is to be copied.
+    fn snapshot(&self) -> std::io::Result<(AppliedState, Bytes)>;
+
+    /// Gets from node `from` whatever this node lacks of a state that it described, and keeps it, durably, for
+    /// [`StateMachine::install`]. It may take long, be dropped at any time, and be called again: what was there
+    /// already should not be sent twice. Entries are still handed over meanwhile.
+    fn fetch(&self, from: NodeId, snapshot: Bytes) -> BoxFuture<'static, std::io::Result<()>>;
+
+    /// Makes what was fetched the state, durably; `state` is then what [`StateMachine::applied`] says. A crash at any
+    /// point leaves either the old state or the new one. An error is fatal for the node.
+    fn install(&self, state: AppliedState, snapshot: Bytes) -> BoxFuture<'static, std::io::Result<()>>;
 }
 
 /// Serves requests that other nodes forward to this one.
@@ -129,4 +143,7 @@ pub trait RequestHandler: Send + Sync + 'static {
     /// Answers one request. `from` is the id in the sender's certificate; the sender holds the cluster key, but need
     /// not be a member yet. The future is dropped after two minutes; a caller that gave up earlier doesn't end it.
     fn handle(&self, from: NodeId, request: Bytes) -> BoxFuture<'static, Bytes>;
+
+    /// Serves a bulk stream that another node opened ([`Raft::open_bulk`]). Dropping it ends it.
+    fn bulk(&self, from: NodeId, stream: Bulk) -> BoxFuture<'static, ()>;
 }

@@ -3,19 +3,19 @@
 //! `apply` collects what is ready into batches, hands each over, and then answers the proposals in it.
 //!
 //! # Snapshots
-//! A Raft snapshot here is the caller's own durable state: nothing is copied and no data is carried. Building one
-//! only states up to where the state machine is durable, which is what permits a purge
-//! ([`crate::Raft::purge`] moves it). Sending one to a member that needs purged entries arrives with compaction;
-//! until then such a member stays behind, and the sender logs why.
+//! A Raft snapshot is the caller's own durable state: nothing is copied when one is built. It states up to where the
+//! state machine is durable, which is what permits a purge ([`crate::Raft::purge`] moves it), and carries what the
+//! caller says of that state. A member that needs purged entries is offered it, gets the state from the leader as the
+//! caller knows to ([`StateMachine::fetch`]), and installs it.
 //!
 //! # Invariants
 //! - Each entry is handed over once per process life, in log order.
-//! - `durable` never passes what the caller reported durable.
+//! - A snapshot never claims more than the caller reported durable.
 
-use std::collections::VecDeque;
 use std::io;
 use std::sync::{Arc, Mutex, MutexGuard};
 
+use bytes::Bytes;
 use futures_util::{Stream, StreamExt};
 use openraft::storage::{EntryResponder, RaftSnapshotBuilder, RaftStateMachine};
 use openraft::{EntryPayload, OptionalSend};
@@ -28,9 +28,8 @@ const BATCH_ENTRIES: usize = 256;
 
 struct Inner {
     applied: Option<LogPosition>,
-    durable: Option<LogPosition>,
-    /// The membership at `durable`, and those applied after it.
-    memberships: VecDeque<StoredMembership>,
+    /// The membership at `applied`.
+    membership: StoredMembership,
 }
 
 /// The adapter. Clones share it.
@@ -47,11 +46,7 @@ impl Machine {
             Some(bytes) => encode::read_membership(bytes)?,
             None => StoredMembership::default(),
         };
-        let inner = Inner {
-            applied: state.position,
-            durable: state.position,
-            memberships: VecDeque::from([membership]),
-        };
+        let inner = Inner { applied: state.position, membership };
         Ok(Machine { target, inner: Arc::new(Mutex::new(inner)) })
     }
 
@@ -59,42 +54,45 @@ impl Machine {
         self.inner.lock().unwrap_or_else(|e| e.into_inner())
     }
 
-    /// The caller's state is durable up to here.
-    pub(crate) fn set_durable(&self, upto: LogPosition) {
-        let mut s = self.inner();
-        if s.durable.is_some_and(|d| d.index >= upto.index) {
-            return;
-        }
-        s.durable = Some(upto);
-        let at = |m: &StoredMembership| m.log_id().as_ref().map(|l| l.index());
-        while s.memberships.get(1).and_then(at).is_some_and(|i| i <= upto.index) {
-            s.memberships.pop_front();
-        }
+    /// Up to where the caller's state is durable.
+    pub(crate) fn durable(&self) -> io::Result<Option<LogPosition>> {
+        Ok(self.target.applied()?.position)
+    }
+
+    /// The durable state as it is now; `None` as long as there is none.
+    fn snapshot(&self) -> io::Result<Option<Snapshot>> {
+        let (state, snapshot) = self.target.snapshot()?;
+        let Some(at) = state.position else { return Ok(None) };
+        let last_membership = state.membership.map(encode::read_membership).transpose()?.unwrap_or_default();
+        let meta = SnapshotMeta { last_log_id: Some(log_id(at)), last_membership };
+        Ok(Some(Snapshot { meta, snapshot }))
     }
 
     fn hand_over(&self, batch: Vec<Committed>) -> io::Result<()> {
         let Some(last) = batch.last().map(|c| c.position) else { return Ok(()) };
-        let mut memberships = Vec::new();
+        let mut membership = None;
         for c in &batch {
             if let Payload::Membership(bytes) = &c.payload {
-                memberships.push(encode::read_membership(bytes.clone())?);
+                membership = Some(encode::read_membership(bytes.clone())?);
             }
         }
         self.target.apply(batch)?;
         let mut s = self.inner();
-        s.memberships.extend(memberships);
+        if let Some(membership) = membership {
+            s.membership = membership;
+        }
         s.applied = Some(last);
         Ok(())
     }
 }
 
 impl RaftStateMachine<C> for Machine {
-    type SnapshotData = ();
+    type SnapshotData = Bytes;
     type SnapshotBuilder = Builder;
 
     async fn applied_state(&mut self) -> io::Result<(Option<LogId>, StoredMembership)> {
         let s = self.inner();
-        Ok((s.applied.map(log_id), s.memberships.back().cloned().unwrap_or_default()))
+        Ok((s.applied.map(log_id), s.membership.clone()))
     }
 
     async fn apply<S>(&mut self, entries: S) -> io::Result<()>
@@ -130,24 +128,19 @@ impl RaftStateMachine<C> for Machine {
         Builder(self.clone())
     }
 
-    async fn install_snapshot(&mut self, meta: &SnapshotMeta, (): ()) -> io::Result<()> {
-        let why = format!("a snapshot up to {:?} can't be installed by this version", meta.last_log_id);
-        Err(io::Error::new(io::ErrorKind::Unsupported, why))
+    async fn install_snapshot(&mut self, meta: &SnapshotMeta, snapshot: Bytes) -> io::Result<()> {
+        let at = meta.last_log_id.as_ref().map(position);
+        let membership = meta.last_membership.clone();
+        let bytes = encode::membership(membership.log_id().as_ref().map(position), membership.membership());
+        let state = AppliedState { position: at, membership: Some(bytes) };
+        self.target.install(state, snapshot).await?;
+        let mut s = self.inner();
+        (s.applied, s.membership) = (at, membership);
+        Ok(())
     }
 
     async fn get_current_snapshot(&mut self) -> io::Result<Option<Snapshot>> {
-        let s = self.inner();
-        Ok(s.durable.is_some().then(|| s.snapshot()))
-    }
-}
-
-impl Inner {
-    fn snapshot(&self) -> Snapshot {
-        let last_membership = self.memberships.front().cloned().unwrap_or_default();
-        Snapshot {
-            meta: SnapshotMeta { last_log_id: self.durable.map(log_id), last_membership },
-            snapshot: (),
-        }
+        self.snapshot()
     }
 }
 
@@ -155,9 +148,9 @@ impl Inner {
 pub(crate) struct Builder(Machine);
 
 impl RaftSnapshotBuilder<C> for Builder {
-    type SnapshotData = ();
+    type SnapshotData = Bytes;
 
     async fn build_snapshot(&mut self) -> io::Result<Snapshot> {
-        Ok(self.0.inner().snapshot())
+        self.0.snapshot()?.ok_or_else(|| io::Error::other("nothing is durable yet"))
     }
 }

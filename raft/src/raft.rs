@@ -22,8 +22,8 @@ use crate::net::server::Server;
 use crate::status;
 use crate::types::{C, Core};
 use crate::{
-    AppliedState, LogPosition, NodeId, Peer, RaftConfig, RaftError, RaftStatus, RequestError, RequestHandler,
-    ServerState, StartError, StateMachine,
+    AppliedState, Bulk, LogPosition, NodeId, Peer, RaftConfig, RaftError, RaftStatus, RequestError,
+    RequestHandler, ServerState, StartError, StateMachine,
 };
 
 /// For a change of membership, a transfer or a purge to take effect.
@@ -154,6 +154,7 @@ impl Raft {
     ) -> Result<Raft, StartError> {
         let applied = applied?;
         check_applied(&applied, &log)?;
+        let target = machine.clone();
         let machine = Machine::new(machine, applied).map_err(|e| StartError::StateMachine(e.to_string()))?;
         let known_term = log.term();
         let endpoint = Arc::new(endpoint::bind(&config).await?);
@@ -177,6 +178,9 @@ impl Raft {
         let server = Server {
             core: core.clone(),
             handler,
+            machine: target,
+            receiving: tokio::sync::Mutex::default(),
+            bulk: Semaphore::new(crate::net::server::MAX_BULK),
             append_frame: codec::max_append_frame(limits.command_bytes, limits.append_frame_bytes),
             append_window: limits.append_window_bytes,
             request_bytes: limits.request_bytes,
@@ -363,9 +367,10 @@ impl Raft {
         if applied.is_none_or(|a| a < upto) {
             return Err(RaftError::Refused(format!("can't purge up to {upto}: applied is {applied:?}")));
         }
-        let at = self.inner.log.position_at(upto);
-        let at = at.ok_or_else(|| RaftError::Refused(format!("entry {upto} is not in the log")))?;
-        self.inner.machine.set_durable(at);
+        let durable = self.inner.machine.durable().map_err(|e| RaftError::Refused(e.to_string()))?;
+        if durable.is_none_or(|d| d.index < upto) {
+            return Err(RaftError::Refused(format!("can't purge up to {upto}: durable is {durable:?}")));
+        }
         let trigger = self.inner.core.trigger();
         timed(ADMIN, "purge", trigger.snapshot()).await?.map_err(stopped)?;
         self.wait_status(ADMIN, "purge", |s| s.snapshot_index >= Some(upto)).await?;
@@ -387,6 +392,13 @@ impl Raft {
         deadline: Duration,
     ) -> Result<Bytes, RequestError> {
         self.send(self.inner.links.to(None, addr, Lane::Data), body, deadline).await
+    }
+
+    /// Opens a bulk stream to a member, whose [`RequestHandler`] serves it.
+    pub async fn open_bulk(&self, to: NodeId) -> Result<Bulk, RequestError> {
+        let addr = self.status().peers.get(&to).map(|p| p.raft_addr.clone());
+        let addr = addr.ok_or_else(|| RequestError::Unreachable(format!("node {to} is not a member")))?;
+        Bulk::open(&self.inner.links.to(Some(to), &addr, Lane::Bulk)).await
     }
 
     async fn send(&self, link: Arc<Link>, body: Bytes, deadline: Duration) -> Result<Bytes, RequestError> {

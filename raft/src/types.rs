@@ -53,8 +53,8 @@ pub(crate) type Vote = alias::VoteOf<C>;
 pub(crate) type Entry = alias::EntryOf<C>;
 pub(crate) type StoredMembership = alias::StoredMembershipOf<C>;
 pub(crate) type SnapshotMeta = alias::SnapshotMetaOf<C>;
-/// A snapshot carries no data yet: see `machine.rs`.
-pub(crate) type Snapshot = alias::SnapshotOf<C, ()>;
+/// A snapshot carries what the state machine says of its state: see `machine.rs`.
+pub(crate) type Snapshot = alias::SnapshotOf<C, Bytes>;
 pub(crate) type Membership = openraft::Membership<NodeId, Peer>;
 pub(crate) type Core = openraft::Raft<C, Machine>;
 

@@ -221,3 +221,73 @@ async fn jumbo_commands() {
         n.raft.shutdown().await;
     }
 }
+
+/// What a member lacks was purged: it gets a snapshot, at the second attempt, and goes on from there. So does a new
+/// member, and both come back after a restart.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn members_that_need_purged_entries_get_a_snapshot() {
+    let tmp = tempfile::tempdir().unwrap();
+    let mut nodes = cluster(tmp.path()).await;
+    let l = leader(&nodes).await;
+    let lagging = nodes.remove((l + 1) % 3);
+    lagging.raft.shutdown().await;
+    let mut last = 0;
+    for i in 0..100u32 {
+        last = propose(&rafts(&nodes), i.to_le_bytes().to_vec().into()).await.index;
+    }
+    converge(&nodes, last).await;
+    for n in &nodes {
+        let durable = n.machine.checkpoint();
+        n.raft.purge(durable.index).await.unwrap();
+    }
+    for n in &nodes {
+        until("the purge", || n.raft.status().purged_index >= Some(last)).await;
+    }
+    let after = propose(&rafts(&nodes), Bytes::from_static(b"after")).await.index;
+
+    let back = lagging.restart().await;
+    *back.machine.fail_fetches.lock().unwrap() = 1;
+    let new = Node::start(4, tmp.path()).await;
+    nodes.push(back);
+    let l = leader(&nodes).await;
+    nodes[l].raft.add_learner(4, new.peer(), LONG).await.unwrap();
+    nodes.push(new);
+    converge(&nodes, after).await;
+    for n in &nodes {
+        assert_eq!(n.machine.commands().len(), 101, "node {}", n.id);
+    }
+    let l = leader(&nodes).await;
+    nodes[l].raft.promote(4).await.unwrap();
+    for n in &mut nodes[2..] {
+        n.raft.shutdown().await;
+        *n = n.restart().await;
+    }
+    let last = propose(&rafts(&nodes), Bytes::from_static(b"last")).await.index;
+    converge(&nodes, last).await;
+    for n in nodes {
+        n.raft.shutdown().await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn bulk_streams_go_both_ways() {
+    let tmp = tempfile::tempdir().unwrap();
+    let nodes = cluster(tmp.path()).await;
+    let mut stream = nodes[0].raft.open_bulk(2).await.unwrap();
+    for size in [0, 1, 70_000, BULK_FRAME_BYTES - 8] {
+        stream
+            .send(vec![Bytes::from(vec![7; size / 2]), Bytes::from(vec![7; size - size / 2])])
+            .await
+            .unwrap();
+        let echo = stream.recv().await.unwrap().unwrap();
+        assert_eq!((&echo[..8], echo.len()), (&1u64.to_le_bytes()[..], size + 8));
+    }
+    let too_large = stream.send(vec![Bytes::from(vec![0; BULK_FRAME_BYTES + 1])]).await;
+    assert!(matches!(too_large, Err(RequestError::TooLarge { .. })));
+    stream.finish();
+    assert!(stream.recv().await.unwrap().is_none());
+    assert!(matches!(nodes[0].raft.open_bulk(9).await, Err(RequestError::Unreachable(_))));
+    for n in nodes {
+        n.raft.shutdown().await;
+    }
+}

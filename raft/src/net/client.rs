@@ -22,6 +22,7 @@ use tokio::sync::Semaphore;
 use super::codec::{self, CALL_BYTES, Call, StreamKind};
 use super::frame::{self, FrameReader};
 use super::link::{Lane, Link, Links};
+use super::snapshot;
 use crate::encode::Malformed;
 use crate::types::{C, LogId, Snapshot, Vote};
 use crate::{NodeId, Peer, RequestError};
@@ -40,6 +41,7 @@ pub(crate) struct Client {
     node: NodeId,
     target: NodeId,
     control: Arc<Link>,
+    bulk: Arc<Link>,
     /// `None` for a client that only sends heartbeats.
     data: Option<Arc<Link>>,
     window: usize,
@@ -53,6 +55,7 @@ impl Factory {
             node: self.links.node,
             target,
             control: link(Lane::Control),
+            bulk: link(Lane::Bulk),
             data: data.then(|| link(Lane::Data)),
             window: self.window,
             stall: self.stall,
@@ -119,7 +122,7 @@ impl Client {
 }
 
 impl RaftNetworkV2<C> for Client {
-    type SnapshotData = ();
+    type SnapshotData = bytes::Bytes;
 
     async fn append_entries(
         &mut self,
@@ -185,18 +188,12 @@ impl RaftNetworkV2<C> for Client {
 
     async fn full_snapshot(
         &mut self,
-        _vote: Vote,
+        vote: Vote,
         snapshot: Snapshot,
-        _cancel: impl Future<Output = ReplicationClosed> + OptionalSend + 'static,
+        cancel: impl Future<Output = ReplicationClosed> + OptionalSend + 'static,
         _option: RPCOption,
     ) -> Result<SnapshotResponse<C>, StreamingError<C>> {
-        let upto = snapshot.meta.last_log_id.map(|l| l.index());
-        tracing::warn!(
-            peer = self.target,
-            ?upto,
-            "member needs purged entries; sending a snapshot isn't possible yet"
-        );
-        Err(StreamingError::Unreachable(Unreachable::from_string("snapshots can't be sent by this version")))
+        snapshot::send(&self.bulk, (self.node, self.target), vote, snapshot, cancel).await
     }
 }
 

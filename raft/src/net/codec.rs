@@ -9,6 +9,8 @@
 //! | 1 call | control | one frame: u8 call, body; then ends | one frame; then ends |
 //! | 2 append | data | frames: append | one frame per append, in order: append result |
 //! | 3 request | data | one frame: opaque; then ends | one frame: opaque; then ends |
+//! | 4 bulk | bulk | frames: opaque | frames: opaque |
+//! | 5 snapshot | bulk | one frame: snapshot offer | frames: snapshot answer; then ends |
 //!
 //! A frame is a u32 length and that many bytes.
 //!
@@ -22,6 +24,8 @@
 //! | append result | u8: 0 and optional position (matching) · 1 and position (conflict) · 2 and vote (higher) · 3 (stopped) |
 //! | vote answer | vote, u8 granted, optional last position |
 //! | transfer answer | u8: 0 · 1, vote expected, vote actual · 2, optional position expected, actual |
+//! | snapshot offer | vote, optional last position, u32 length, membership, the rest: what the state machine says of it |
+//! | snapshot answer | u8: 0 (at work) · 1 and vote (installed) · 2 and UTF-8 text (why not) |
 //! | call answer | u8 0 and the answer's body, or u8 1 (stopped) |
 
 use bytes::{BufMut, Bytes, BytesMut};
@@ -50,6 +54,8 @@ pub(crate) enum StreamKind {
     Call = 1,
     Append = 2,
     Request = 3,
+    Bulk = 4,
+    Snapshot = 5,
 }
 
 /// Longest append frame. One entry above the usual frame limit goes alone.
@@ -70,6 +76,8 @@ pub(crate) fn read_hello(b: [u8; HELLO_BYTES]) -> Result<(StreamKind, NodeId), M
         1 => StreamKind::Call,
         2 => StreamKind::Append,
         3 => StreamKind::Request,
+        4 => StreamKind::Bulk,
+        5 => StreamKind::Snapshot,
         _ => return Err(Malformed("stream kind")),
     };
     Ok((kind, NodeId::from_le_bytes(from)))

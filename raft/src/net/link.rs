@@ -29,6 +29,7 @@ const MAX_LINKS: usize = 1024;
 pub(crate) enum Lane {
     Control,
     Data,
+    Bulk,
 }
 
 /// The peer (if known), its address, the lane.

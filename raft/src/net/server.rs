@@ -21,10 +21,13 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use super::codec::{self, CALL_BYTES, Call, StreamKind};
 use super::frame::{self, FrameError, FrameReader};
 use super::tls;
+use super::{bulk::Bulk, snapshot};
 use crate::types::{Core, Vote};
-use crate::{NodeId, RequestHandler};
+use crate::{NodeId, RequestHandler, StateMachine};
 
 const MAX_CONNECTIONS: usize = 512;
+/// Bulk streams served at a time; more wait for their turn.
+pub(crate) const MAX_BULK: usize = 8;
 const HANDSHAKE: Duration = Duration::from_secs(5);
 /// For a peer to send the rest of what it began, and to take an answer.
 const TRANSFER: Duration = Duration::from_secs(30);
@@ -37,13 +40,18 @@ const PROTOCOL: u32 = 1;
 pub(crate) struct Server {
     pub(crate) core: Core,
     pub(crate) handler: Arc<dyn RequestHandler>,
+    pub(crate) machine: Arc<dyn StateMachine>,
+    /// One snapshot at a time is received.
+    pub(crate) receiving: tokio::sync::Mutex<()>,
+    /// Bulk streams served at a time.
+    pub(crate) bulk: Semaphore,
     pub(crate) append_frame: usize,
     pub(crate) append_window: usize,
     pub(crate) request_bytes: usize,
     pub(crate) bodies: Arc<Semaphore>,
 }
 
-fn gone(e: impl std::fmt::Display) -> FrameError {
+pub(crate) fn gone(e: impl std::fmt::Display) -> FrameError {
     FrameError::Gone(e.to_string())
 }
 
@@ -51,7 +59,10 @@ fn malformed(e: impl std::fmt::Display) -> FrameError {
     FrameError::Malformed(e.to_string())
 }
 
-async fn within<T>(limit: Duration, f: impl Future<Output = Result<T, FrameError>>) -> Result<T, FrameError> {
+pub(crate) async fn within<T>(
+    limit: Duration,
+    f: impl Future<Output = Result<T, FrameError>>,
+) -> Result<T, FrameError> {
     tokio::time::timeout(limit, f).await.unwrap_or_else(|_| Err(gone("the peer was too slow")))
 }
 
@@ -109,6 +120,14 @@ impl Server {
             StreamKind::Call => self.call(peer, send, recv).await,
             StreamKind::Append => self.appends(peer, send, recv).await,
             StreamKind::Request => self.request(peer, send, recv).await,
+            StreamKind::Bulk => {
+                let _place = self.bulk.acquire().await.map_err(gone)?;
+                self.handler.bulk(peer, Bulk::new(send, recv)).await;
+                Ok(())
+            }
+            StreamKind::Snapshot => {
+                snapshot::receive(&self.core, &self.machine, &self.receiving, peer, send, recv).await
+            }
         }
     }
 
@@ -237,7 +256,7 @@ impl Drop for CloseOnDrop {
 }
 
 /// A node may speak for itself only.
-fn speaks_for(vote: &Vote, peer: NodeId) -> Result<(), FrameError> {
+pub(crate) fn speaks_for(vote: &Vote, peer: NodeId) -> Result<(), FrameError> {
     let claimed = vote.leader_id().node_id;
     if claimed == peer { Ok(()) } else { Err(malformed(format!("a message that speaks for node {claimed}"))) }
 }

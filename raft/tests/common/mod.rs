@@ -14,12 +14,39 @@ use quire_raft::*;
 pub const KEY: [u8; 32] = [42; 32];
 pub const LONG: Duration = Duration::from_secs(30);
 
-/// Remembers what it was handed; optionally claims a part of it durable.
+type Log = Vec<(LogPosition, Option<Bytes>)>;
+
+/// Remembers what it was handed; optionally claims a part of it durable. A snapshot of it carries all that it
+/// remembers up to there.
 #[derive(Default)]
 pub struct Machine {
-    pub log: Mutex<Vec<(LogPosition, Option<Bytes>)>>,
+    pub log: Mutex<Log>,
     pub durable: Mutex<AppliedState>,
+    /// How often fetching fails before it works.
+    pub fail_fetches: Mutex<usize>,
     last_membership: Mutex<Option<Bytes>>,
+}
+
+fn encode_log(log: &[(LogPosition, Option<Bytes>)]) -> Bytes {
+    let mut out = Vec::new();
+    for (p, c) in log {
+        [p.term, p.leader, p.index].iter().for_each(|n| out.extend(n.to_le_bytes()));
+        out.extend((c.as_ref().map_or(u32::MAX, |c| c.len() as u32)).to_le_bytes());
+        out.extend(c.iter().flat_map(|c| c.iter()));
+    }
+    out.into()
+}
+
+fn decode_log(mut b: Bytes) -> Log {
+    let mut log = Vec::new();
+    while !b.is_empty() {
+        let head = b.split_to(28);
+        let n = |at: usize| u64::from_le_bytes(head[at..at + 8].try_into().unwrap());
+        let position = LogPosition { term: n(0), leader: n(8), index: n(16) };
+        let len = u32::from_le_bytes(head[24..28].try_into().unwrap());
+        log.push((position, (len != u32::MAX).then(|| b.split_to(len as usize))));
+    }
+    log
 }
 
 impl StateMachine for Machine {
@@ -40,6 +67,26 @@ impl StateMachine for Machine {
             self.log.lock().unwrap().push((c.position, command));
         }
         Ok(())
+    }
+
+    fn snapshot(&self) -> std::io::Result<(AppliedState, Bytes)> {
+        let state = self.durable.lock().unwrap().clone();
+        let log = self.log.lock().unwrap();
+        let upto = log.iter().take_while(|(p, _)| Some(*p) <= state.position).count();
+        Ok((state, encode_log(&log[..upto])))
+    }
+
+    fn fetch(&self, _from: NodeId, _snapshot: Bytes) -> BoxFuture<'static, std::io::Result<()>> {
+        let mut left = self.fail_fetches.lock().unwrap();
+        let fails = *left > 0;
+        *left -= usize::from(fails);
+        Box::pin(async move { if fails { Err(std::io::Error::other("told to fail")) } else { Ok(()) } })
+    }
+
+    fn install(&self, state: AppliedState, snapshot: Bytes) -> BoxFuture<'static, std::io::Result<()>> {
+        *self.log.lock().unwrap() = decode_log(snapshot);
+        *self.durable.lock().unwrap() = state;
+        Box::pin(async { Ok(()) })
     }
 }
 
@@ -66,6 +113,18 @@ impl RequestHandler for Echo {
             let mut answer = from.to_le_bytes().to_vec();
             answer.extend(request.iter().rev());
             answer.into()
+        })
+    }
+
+    fn bulk(&self, from: NodeId, mut stream: Bulk) -> BoxFuture<'static, ()> {
+        Box::pin(async move {
+            while let Ok(Some(frame)) = stream.recv().await {
+                let id = Bytes::copy_from_slice(&from.to_le_bytes());
+                if stream.send(vec![id, frame]).await.is_err() {
+                    return;
+                }
+            }
+            stream.finish();
         })
     }
 }

@@ -1,0 +1,167 @@
+//! Snapshots between members. The leader says which state it has; the member that lacks purged entries gets what it
+//! needs of that state itself ([`crate::StateMachine::fetch`]), and then installs it. Meanwhile it says once a second
+//! that it is at it.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::{BufMut, Bytes, BytesMut};
+use openraft::errors::{NetworkError, ReplicationClosed, StreamingError, Timeout, Unreachable};
+use openraft::network::RPCTypes;
+use openraft::raft::SnapshotResponse;
+use quinn::SendStream;
+
+use super::codec::StreamKind;
+use super::frame::{self, FrameError, FrameReader};
+use super::link::Link;
+use super::server::{gone, speaks_for, within};
+use crate::encode::{self, Malformed, Reader, put_opt_position, put_vote};
+use crate::types::{C, Core, Snapshot, SnapshotMeta, Vote, log_id, position};
+use crate::{NodeId, StateMachine};
+
+/// Longest offer: what describes a state, in bytes.
+const OFFER_BYTES: usize = 64 << 20;
+/// Longest answer.
+const ANSWER_BYTES: usize = 64 << 10;
+/// The receiver says so often that it is at it.
+const PROGRESS: Duration = Duration::from_secs(1);
+/// A receiver that says nothing for so long is lost.
+const STALL: Duration = Duration::from_secs(30);
+/// For the offer to be received.
+const TRANSFER: Duration = Duration::from_secs(60);
+
+fn offer(vote: &Vote, snapshot: &Snapshot) -> Vec<Bytes> {
+    let mut b = BytesMut::with_capacity(512);
+    let last = snapshot.meta.last_log_id.as_ref().map(position);
+    let stored = &snapshot.meta.last_membership;
+    let membership = encode::membership(stored.log_id().as_ref().map(position), stored.membership());
+    put_vote(&mut b, vote);
+    put_opt_position(&mut b, last.as_ref());
+    b.put_u32_le(membership.len() as u32);
+    b.put_slice(&membership);
+    vec![b.freeze(), snapshot.snapshot.clone()]
+}
+
+fn read_offer(body: Bytes) -> Result<(Vote, Snapshot), Malformed> {
+    let mut r = Reader::new(body, "snapshot offer");
+    let vote = r.vote()?;
+    let last_log_id = r.opt_position()?.map(log_id);
+    let len = r.u32()? as usize;
+    let last_membership = encode::read_membership(r.bytes(len)?)?;
+    Ok((vote, Snapshot { meta: SnapshotMeta { last_log_id, last_membership }, snapshot: r.rest() }))
+}
+
+/// Offers a snapshot to a member, and waits until it is installed there.
+pub(crate) async fn send(
+    link: &Arc<Link>,
+    (node, target): (NodeId, NodeId),
+    vote: Vote,
+    snapshot: Snapshot,
+    cancel: impl Future<Output = ReplicationClosed>,
+) -> Result<SnapshotResponse<C>, StreamingError<C>> {
+    let index = snapshot.meta.last_log_id.map(|l| l.index());
+    tracing::info!(peer = target, index, "member needs purged entries; snapshot offered");
+    let stalled = || {
+        let action = RPCTypes::InstallSnapshot;
+        StreamingError::from(Timeout::<C> { action, id: node, target, timeout: STALL })
+    };
+    let exchange = async {
+        let opened = tokio::time::timeout(STALL, link.open(StreamKind::Snapshot)).await;
+        let opened = opened.map_err(|_| StreamingError::from(Unreachable::from_string("no answer")))?;
+        let (mut send, mut recv) = opened.map_err(|e| StreamingError::from(Unreachable::from_string(e)))?;
+        let network = |e: FrameError| StreamingError::from(NetworkError::from_string(e));
+        within(TRANSFER, frame::write(&mut send, offer(&vote, &snapshot))).await.map_err(network)?;
+        loop {
+            let next = tokio::time::timeout(STALL, recv.one(ANSWER_BYTES)).await;
+            let mut r = Reader::new(next.map_err(|_| stalled())?.map_err(network)?, "snapshot answer");
+            let malformed = |e: Malformed| StreamingError::from(NetworkError::from_string(e));
+            match r.u8().map_err(malformed)? {
+                0 => {}
+                1 => return Ok(SnapshotResponse::new(r.vote().map_err(malformed)?)),
+                _ => {
+                    let why = String::from_utf8_lossy(&r.rest()).into_owned();
+                    tracing::warn!(peer = target, why, "snapshot not installed; it is offered again");
+                    return Err(Unreachable::from_string(why).into());
+                }
+            }
+        }
+    };
+    tokio::select! {
+        done = exchange => done,
+        closed = cancel => Err(closed.into()),
+    }
+}
+
+/// Takes a snapshot that the leader offers: gets what it describes, and installs it. One at a time.
+pub(crate) async fn receive(
+    core: &Core,
+    machine: &Arc<dyn StateMachine>,
+    receiving: &tokio::sync::Mutex<()>,
+    peer: NodeId,
+    mut send: SendStream,
+    mut recv: FrameReader,
+) -> Result<(), FrameError> {
+    let (vote, snapshot) = read_offer(within(TRANSFER, recv.one(OFFER_BYTES)).await?)?;
+    speaks_for(&vote, peer)?;
+    let work = async {
+        let _one = receiving.lock().await;
+        let index = snapshot.meta.last_log_id.map(|l| l.index());
+        tracing::info!(peer, index, "receiving a snapshot");
+        let fetched = machine.fetch(peer, snapshot.snapshot.clone()).await;
+        fetched.map_err(|e| format!("fetching it: {e}"))?;
+        core.install_full_snapshot(vote, snapshot).await.map_err(|e| format!("installing it: {e}"))
+    };
+    let mut work = std::pin::pin!(work);
+    let answer = loop {
+        tokio::select! {
+            done = &mut work => break done,
+            () = tokio::time::sleep(PROGRESS) => {
+                within(STALL, frame::write(&mut send, vec![Bytes::from_static(&[0])])).await?;
+            }
+        }
+    };
+    let mut b = BytesMut::new();
+    match answer {
+        Ok(response) => {
+            b.put_u8(1);
+            put_vote(&mut b, &response.vote);
+        }
+        Err(why) => {
+            tracing::warn!(peer, why, "snapshot not received");
+            b.put_u8(2);
+            b.put_slice(why.get(..ANSWER_BYTES / 2).unwrap_or(&why).as_bytes());
+        }
+    }
+    within(STALL, frame::write(&mut send, vec![b.freeze()])).await?;
+    send.finish().map_err(gone)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::LogPosition;
+    use proptest::prelude::*;
+
+    #[test]
+    fn offer_round_trip() {
+        let meta = SnapshotMeta {
+            last_log_id: Some(log_id(LogPosition { term: 3, leader: 2, index: 9 })),
+            ..SnapshotMeta::default()
+        };
+        let snapshot = Snapshot { meta, snapshot: Bytes::from_static(b"what it is") };
+        let vote = Vote::new_committed(3, 2);
+        let bytes: Bytes = offer(&vote, &snapshot).concat().into();
+        let (read_vote, read) = read_offer(bytes.clone()).unwrap();
+        assert_eq!((read_vote, &read.meta, &read.snapshot), (vote, &snapshot.meta, &snapshot.snapshot));
+        for cut in 0..bytes.len() - snapshot.snapshot.len() {
+            assert!(read_offer(bytes.slice(..cut)).is_err(), "cut at {cut}");
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn arbitrary_bytes_never_panic(bytes in proptest::collection::vec(any::<u8>(), 0..200)) {
+            let _ = read_offer(bytes.into());
+        }
+    }
+}
