@@ -13,7 +13,7 @@ use tokio::sync::watch;
 
 use super::Shared;
 use super::disk::{Disk, DiskFile, RealDisk};
-use super::pool::{Pool, Spare};
+use super::pool::Pool;
 use super::record::{ALIGN, Header, Kind};
 use super::segment::{self, DATA_START, Fault, Owner, SegmentHeader};
 use super::state::{Place, Places, Segment, State, Terms};
@@ -164,7 +164,7 @@ fn open_votes(
 
 fn create_first(disk: &Arc<dyn Disk>, options: &LogOptions) -> Result<Replay, LogError> {
     let name = segment::file_name(1);
-    let make = || -> io::Result<(Spare, SegmentHeader)> {
+    let make = || -> io::Result<Segment> {
         let bytes = options.segment_bytes;
         let file = disk.create("first.tmp", bytes)?;
         let header = SegmentHeader {
@@ -180,11 +180,11 @@ fn create_first(disk: &Arc<dyn Disk>, options: &LogOptions) -> Result<Replay, Lo
         file.sync()?;
         disk.rename("first.tmp", &name)?;
         disk.sync_names()?;
-        Ok((Spare { name: name.clone(), file, bytes }, header))
+        Ok(Segment::new(&header, file, 0))
     };
-    let (spare, header) = make().map_err(|source| LogError::Io { path: disk.path(&name), source })?;
+    let segment = make().map_err(|source| LogError::Io { path: disk.path(&name), source })?;
     let mut replay = Replay { end: DATA_START, ..Replay::default() };
-    replay.segments.push_back(Arc::new(Segment::new(1, header.seed, spare.bytes, spare.file)));
+    replay.segments.push_back(Arc::new(segment));
     Ok(replay)
 }
 
@@ -321,7 +321,9 @@ fn replay_segment(
         file.sync().map_err(io)?;
         replay.end = end.end;
     }
-    let segment = Segment::new(header.sequence, header.seed, header.file_bytes, file.clone());
+    let start = replay.segments.back().map_or(0, |s| s.stream_end());
+    let segment = Segment::new(header, file.clone(), start);
+    segment.set_end(end.end);
     replay.segments.push_back(Arc::new(segment));
     Ok(())
 }

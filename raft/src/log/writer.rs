@@ -55,6 +55,9 @@ pub(crate) enum Op {
     Purge(LogPosition),
     /// Write out what is queued, then end.
     Close,
+    /// Nothing; for tests that want to know how far the writer is.
+    #[cfg(test)]
+    Probe(Ack),
 }
 
 /// What to do once the current batch is durable.
@@ -197,6 +200,11 @@ impl Writer {
                 result
             }
             Op::Close => so_far,
+            #[cfg(test)]
+            Op::Probe(ack) => {
+                self.done.push(Done::Ack(ack));
+                so_far
+            }
         }
     }
 
@@ -265,6 +273,7 @@ impl Writer {
             self.active.file.write_at(&self.buf, self.synced)?;
             self.active.file.sync()?;
             self.synced += self.buf.len() as u64;
+            self.active.set_end(self.synced);
             self.buf.clear();
             self.buf.shrink_to(KEEP_BUFFER);
         }
@@ -307,7 +316,7 @@ impl Writer {
         self.shared.disk.sync_names()?;
         self.active.seal();
         tracing::debug!(segment = header.sequence, index = header.next_index, "log segment started");
-        self.active = Arc::new(Segment::new(header.sequence, header.seed, spare.bytes, spare.file));
+        self.active = Arc::new(Segment::new(&header, spare.file, self.active.stream_end()));
         self.synced = DATA_START;
         self.shared.state().segments.push_back(self.active.clone());
         Ok(())
