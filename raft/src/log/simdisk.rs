@@ -288,7 +288,10 @@ impl SimDisk {
 
     /// The same disk once more, with all that is unsynced: what a killed process leaves to the next one.
     pub(crate) fn fork(&self) -> SimDisk {
-        SimDisk::of(self.lock().content.clone())
+        let mut content = self.lock().content.clone();
+        // Maps are of this disk's files.
+        content.files.iter_mut().for_each(|f| f.maps = Arc::default());
+        SimDisk::of(content)
     }
 
     /// How many sectors each unsynced write has, and how many name changes are unsynced.

@@ -15,7 +15,12 @@ use openraft::type_config::TypeConfigExt;
 use openraft::{EntryPayload, OptionalSend, StorageError};
 use proptest::prelude::*;
 
+mod crash;
+mod damage;
+mod faults;
+mod regressions;
 mod retention;
+mod workload;
 
 use super::segment::{self, DATA_START, Owner};
 use super::simdisk::SimDisk;
