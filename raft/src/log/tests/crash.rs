@@ -91,7 +91,7 @@ fn every_power_cut_leaves_what_was_acknowledged() {
             }
         });
         println!("{} changes, {} images", changes.len(), cuts.len());
-        assert!(changes.len() > 300 && cuts.len() > 300);
+        assert!(changes.len() > 200 && cuts.len() > 200);
         for (n, (image, known)) in cuts.into_values().enumerate() {
             let disk = image.fork();
             disk.record();
@@ -141,33 +141,40 @@ fn what_a_killed_process_left_is_durable_once_it_was_read() {
         for (disk, noted) in kills.into_values() {
             // The preparer must not sync names in passing.
             disk.set_full(true);
+            let killed = disk.fork();
+            disk.record();
             let mut log = open_small(&disk).unwrap();
-            let opened = disk.fork();
             let found = book.check(&mut log, &book.known[noted]).await;
             let vote = log.read_vote().await.unwrap();
-
-            disk.record();
+            disk.note(1);
             let next_vote = Some(Vote::new_committed(99, 1));
             log.save_vote(&next_vote.unwrap()).await.unwrap();
-            disk.note(1);
+            disk.note(2);
             let next = found.next();
             let mut longer = found.clone();
             longer.entries.insert(next, (at(99, next), 5));
             // There may be no room for it.
             if append(&mut log, vec![command(99, next, 5)]).await.is_ok() {
-                disk.note(2);
+                disk.note(3);
             }
             let changes = disk.recorded();
             close(log).await;
             let mut cuts = Vec::new();
-            opened.replay(&changes, |_, noted, disk| {
-                cuts.extend(images(disk, &mut rng).into_iter().map(|image| (noted, image)));
+            killed.replay(&changes, |_, at, disk| {
+                // Until it is open nothing but what the process before promised holds; that is tried elsewhere, too.
+                if at > 0 || rng.below(8) == 0 {
+                    cuts.extend(images(disk, &mut rng).into_iter().map(|image| (at, image)));
+                }
             });
-            for (noted, image) in cuts {
+            for (at, image) in cuts {
                 let mut log = open_small(&image).unwrap();
-                let (image, now) = (LogImage::of(&mut log).await, log.read_vote().await.unwrap());
-                assert!(image == longer || noted < 2 && image == found, "{noted}: {image:?}\n{found:?}");
-                assert!(now == next_vote || noted < 1 && now == vote, "{noted}: {now:?}, {vote:?}");
+                if at == 0 {
+                    book.check(&mut log, &book.known[noted]).await;
+                } else {
+                    let (image, now) = (LogImage::of(&mut log).await, log.read_vote().await.unwrap());
+                    assert!(image == longer || at < 3 && image == found, "{at}: {image:?}\n{found:?}");
+                    assert!(now == next_vote || at < 2 && now == vote, "{at}: {now:?}, {vote:?}");
+                }
                 close(log).await;
             }
         }
