@@ -377,6 +377,30 @@ impl Raft {
         timed(ADMIN, "purge", trigger.purge_log(upto)).await?.map_err(stopped)
     }
 
+    /// Bytes of log on this node's disk: the records of all segments that are still held, that is from the one with
+    /// the first live entry (or the last purge mark, if that is older) to the end. Segment headers and unused ends
+    /// don't count, nor do entries that aren't durable yet. From memory.
+    pub fn log_bytes(&self) -> u64 {
+        self.inner.log.log_bytes()
+    }
+
+    /// Bytes of log on this node's disk from the entry after `index` to the end, exact to the record; in the measure
+    /// of [`Raft::log_bytes`]. All live entries if `index` is purged, 0 if nothing durable is after it. From memory.
+    pub fn bytes_after(&self, index: u64) -> u64 {
+        self.inner.log.bytes_after(index)
+    }
+
+    /// Where to purge the log so that as much disk as possible is given back, while `retain_bytes` bytes of records (in
+    /// the measure of [`Raft::bytes_after`]) stay after it and nothing above `durable` goes: an index for
+    /// [`Raft::purge`], which a caller passes after its state machine is durable up to `durable`.
+    ///
+    /// Disk is given back in whole segments. So this is the last entry before the first one of a segment, and any
+    /// higher index within the bounds would free nothing more. `None` when not even one segment would be freed. From memory;
+    /// there are no errors.
+    pub fn purge_point(&self, durable: u64, retain_bytes: u64) -> Option<u64> {
+        self.inner.log.purge_point(durable, retain_bytes)
+    }
+
     /// Sends a request to a member; its [`RequestHandler`] answers.
     pub async fn request(&self, to: NodeId, body: Bytes, deadline: Duration) -> Result<Bytes, RequestError> {
         let addr = self.status().peers.get(&to).map(|p| p.raft_addr.clone());

@@ -19,7 +19,8 @@ pub(crate) trait Disk: Send + Sync + 'static {
     fn list(&self) -> io::Result<Vec<String>>;
     /// Opens an existing file for reading and writing.
     fn open(&self, name: &str) -> io::Result<Arc<dyn DiskFile>>;
-    /// Creates a file of `len` zero bytes (written, so that later writes change no metadata), or replaces one.
+    /// Creates a file of `len` zero bytes (written and synced, so that later writes change no metadata), or replaces
+    /// one. On failure there is no such file, if that could be helped.
     fn create(&self, name: &str, len: u64) -> io::Result<Arc<dyn DiskFile>>;
     /// Renames a file, replacing any file of the new name.
     fn rename(&self, from: &str, to: &str) -> io::Result<()>;
@@ -85,18 +86,21 @@ impl Disk for RealDisk {
     fn create(&self, name: &str, len: u64) -> io::Result<Arc<dyn DiskFile>> {
         let path = self.root.join(name);
         let file = OpenOptions::new().read(true).write(true).create(true).truncate(true).open(&path)?;
-        let zeros = vec![0; ZERO_CHUNK.min(len as usize)];
-        let mut at = 0;
-        while at < len {
-            let n = zeros.len().min((len - at) as usize);
-            if let Err(e) = file.write_all_at(&zeros[..n], at) {
-                // Don't sit on the last bytes of a full disk; if this fails too, the next start removes the file.
-                let _ = std::fs::remove_file(&path);
-                return Err(e);
+        let fill = || -> io::Result<()> {
+            let zeros = vec![0; ZERO_CHUNK.min(len as usize)];
+            let mut at = 0;
+            while at < len {
+                let n = zeros.len().min((len - at) as usize);
+                file.write_all_at(&zeros[..n], at)?;
+                at += n as u64;
             }
-            at += n as u64;
+            file.sync_all()
+        };
+        if let Err(e) = fill() {
+            // Don't sit on the last bytes of a full disk; if this fails too, the next start removes the file.
+            let _ = std::fs::remove_file(&path);
+            return Err(e);
         }
-        file.sync_all()?;
         Ok(Arc::new(RealFile(file)))
     }
 

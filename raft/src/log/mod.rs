@@ -7,13 +7,14 @@
 //! DIR/raft/log/0000000000000002.free     preallocated spares, content irrelevant (pool.rs)
 //! DIR/raft/log/*.tmp                     spares in the making, removed at start
 //! ```
-//! `store.rs` is openraft's view, `state.rs` what is in memory, `writer.rs` the thread that writes, `open.rs` the
-//! way back from disk, `disk.rs` the only way to the disk.
+//! `store.rs` is openraft's view, `state.rs` what is in memory, `retention.rs` how much of it there is, `writer.rs` the
+//! thread that writes, `open.rs` the way back from disk, `disk.rs` the only way to the disk.
 
 pub(crate) mod disk;
 mod open;
 mod pool;
 pub(crate) mod record;
+mod retention;
 pub(crate) mod segment;
 #[cfg(test)]
 mod simdisk;
@@ -66,10 +67,16 @@ impl Shared {
     }
 
     fn check(&self) -> io::Result<()> {
-        match &self.state().failed {
+        match self.failed() {
             Some(why) => Err(io::Error::other(format!("the log failed earlier: {why}"))),
             None => Ok(()),
         }
+    }
+
+    /// Why the log failed, if it has.
+    fn failed(&self) -> Option<String> {
+        let failed = self.state().failed.clone();
+        failed.or_else(|| self.pool.failed())
     }
 
     /// Whether `bytes` of proposals (those in flight included) fit a log that may be unable to grow.

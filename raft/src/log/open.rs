@@ -2,6 +2,12 @@
 //!
 //! Every record of every segment is read and its checksums verified; a log is opened rarely and damage found late
 //! is damage spread. What is refused and what is cut is decided in `segment.rs`; how records add up is [`Replay`].
+//!
+//! # Invariant
+//! What an open log shows is durable, whatever became of the process before. That one may have been killed between a
+//! write and its sync, or been told that a sync failed: then what is read now may be in the page cache only, and the
+//! kernel may even hold it for clean and not write it any more. So names are synced before they are looked at, and
+//! what may have been the last write, to the log and to the vote file, is written once more and synced.
 
 use std::collections::VecDeque;
 use std::fs::File;
@@ -13,7 +19,7 @@ use tokio::sync::watch;
 
 use super::Shared;
 use super::disk::{Disk, DiskFile, RealDisk};
-use super::pool::{Pool, Spare};
+use super::pool::Pool;
 use super::record::{ALIGN, Header, Kind};
 use super::segment::{self, DATA_START, Fault, Owner, SegmentHeader};
 use super::state::{Place, Places, Segment, State, Terms};
@@ -59,6 +65,7 @@ pub(crate) fn open_on(
         let path = disk.path(name);
         move |source| LogError::Io { path, source }
     };
+    disk.sync_names().map_err(io_of(""))?;
     let mut names = disk.list().map_err(io_of(""))?;
     names.sort();
     for name in names.iter().filter(|n| n.ends_with(".tmp")) {
@@ -103,7 +110,13 @@ pub(crate) fn open_on(
     });
 
     let (queue, ops) = mpsc::channel();
-    let tail = Tail { active, synced: replay.end, next, purge_segment: replay.purge_segment };
+    let tail = Tail {
+        active,
+        synced: replay.end,
+        next,
+        purge_segment: replay.purge_segment,
+        unmarked: replay.unmarked,
+    };
     let writer = Writer::new(shared.clone(), ops, options.owner, votes, tail);
     let pool = shared.pool.clone();
     let thread_error = |source| LogError::Io { path: shared.disk.path(""), source };
@@ -164,7 +177,7 @@ fn open_votes(
 
 fn create_first(disk: &Arc<dyn Disk>, options: &LogOptions) -> Result<Replay, LogError> {
     let name = segment::file_name(1);
-    let make = || -> io::Result<(Spare, SegmentHeader)> {
+    let make = || -> io::Result<Segment> {
         let bytes = options.segment_bytes;
         let file = disk.create("first.tmp", bytes)?;
         let header = SegmentHeader {
@@ -180,11 +193,11 @@ fn create_first(disk: &Arc<dyn Disk>, options: &LogOptions) -> Result<Replay, Lo
         file.sync()?;
         disk.rename("first.tmp", &name)?;
         disk.sync_names()?;
-        Ok((Spare { name: name.clone(), file, bytes }, header))
+        Ok(Segment::new(&header, file, 0))
     };
-    let (spare, header) = make().map_err(|source| LogError::Io { path: disk.path(&name), source })?;
+    let segment = make().map_err(|source| LogError::Io { path: disk.path(&name), source })?;
     let mut replay = Replay { end: DATA_START, ..Replay::default() };
-    replay.segments.push_back(Arc::new(Segment::new(1, header.seed, spare.bytes, spare.file)));
+    replay.segments.push_back(Arc::new(segment));
     Ok(replay)
 }
 
@@ -201,12 +214,17 @@ struct Replay {
     committed: u64,
     /// End of the records in the last segment.
     end: u64,
+    /// Where the write that the last record belongs to began.
+    last_write: u64,
+    /// The last record is not a mark, and nothing else shows that it was durable.
+    unmarked: bool,
 }
 
 impl Replay {
     /// Takes one record; an error is a contradiction to what came before.
     fn record(&mut self, segment: u64, offset: u64, h: &Header) -> Result<(), String> {
         self.committed = self.committed.max(h.committed);
+        (self.last_write, self.unmarked) = (h.synced, h.kind != Kind::Mark);
         match h.kind {
             Kind::Mark => {}
             Kind::Base => {
@@ -308,20 +326,29 @@ fn replay_segment(
     }
     let mut bytes = vec![0; header.file_bytes as usize];
     file.read_at(&mut bytes, 0).map_err(io)?;
+    // Without a record in this segment the one before is sealed, and nothing can be torn.
+    (replay.last_write, replay.unmarked) = (DATA_START, false);
     let visit = |at: u64, h: &Header, _: &[u8]| replay.record(header.sequence, at, h);
     let end = segment::scan(&bytes, header.seed, successor.map(|s| s.prev_end), visit);
     let end = end.map_err(|f| fault(disk, name, f))?;
     if successor.is_none() {
+        // Everything before the last write was synced when that was made. That itself is written again, see above.
+        let from = replay.last_write.clamp(DATA_START, end.end) as usize;
+        let mut to = end.end as usize;
         if end.torn {
             tracing::warn!(file = %disk.path(name).display(), offset = end.end, "torn log tail cut");
-            let zeros = vec![0; (header.file_bytes - end.end) as usize];
-            file.write_at(&zeros, end.end).map_err(io)?;
+            bytes[to..].fill(0);
+            to = bytes.len();
         }
-        // What was read may be in the page cache only; the next record will call it durable.
+        if from < to {
+            file.write_at(&bytes[from..to], from as u64).map_err(io)?;
+        }
         file.sync().map_err(io)?;
         replay.end = end.end;
     }
-    let segment = Segment::new(header.sequence, header.seed, header.file_bytes, file.clone());
+    let start = replay.segments.back().map_or(0, |s| s.stream_end());
+    let segment = Segment::new(header, file.clone(), start);
+    segment.set_end(end.end);
     replay.segments.push_back(Arc::new(segment));
     Ok(())
 }

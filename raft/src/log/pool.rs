@@ -9,7 +9,13 @@
 //! - A file is reused only after its `.free` name is durable, and only if no map of it is alive; otherwise it is
 //!   removed (the map stays valid).
 //! - [`Pool::full`] is set from the first failure to prepare a spare until the next success. The log writer fails
-//!   only when it needs a segment while there is none.
+//!   only when it needs a segment while there is none and no purged one is on its way.
+//!
+//! # Failures
+//! A spare that can't be made (its sync included) is thrown away, as nothing depends on it, and another one is tried
+//! after a pause. A segment that can't be renamed or removed stays first in the queue and is tried again: were it
+//! passed over, the sequences would have a gap. A failed sync of names is final, as a failed sync is everywhere:
+//! which names are on disk is then unknown ([`Pool::failed`]).
 
 use std::collections::VecDeque;
 use std::io;
@@ -22,7 +28,7 @@ use super::state::Segment;
 
 /// Spares kept at most; further retired segments are removed.
 const KEEP: usize = 4;
-/// Pause between attempts to prepare a spare on a full disk.
+/// Pause between attempts to prepare a spare on a full disk, or to give up a segment.
 const RETRY: Duration = Duration::from_secs(1);
 /// How long the writer waits for a spare that is being prepared.
 const TAKE_TIMEOUT: Duration = Duration::from_secs(60);
@@ -38,11 +44,25 @@ pub(crate) struct Spare {
 struct State {
     spares: Vec<Spare>,
     retired: VecDeque<Arc<Segment>>,
-    full: Option<String>,
+    /// A retired segment is being recycled.
+    recycling: bool,
+    /// The first retired segment could be neither renamed nor removed.
+    stuck: bool,
+    full: Option<(io::ErrorKind, String)>,
     /// Attempts to prepare a spare that failed, ever.
     failures: u64,
+    /// A sync of names failed; final.
+    failed: Option<String>,
     next_name: u64,
     closing: bool,
+}
+
+/// Why the preparer didn't get something done.
+enum Trouble {
+    /// No name was changed; it may be tried again.
+    Unchanged(io::Error),
+    /// Names were changed, but not durably.
+    Final(io::Error),
 }
 
 /// The pool of spare segments.
@@ -77,7 +97,25 @@ impl Pool {
     /// Why no spare can be prepared, while that is so.
     pub(crate) fn full(&self) -> Option<String> {
         let s = self.lock();
-        if s.spares.is_empty() { s.full.clone() } else { None }
+        if s.spares.is_empty() { s.full.as_ref().map(|(_, why)| why.clone()) } else { None }
+    }
+
+    /// Why the log can't go on, if names could not be made durable.
+    pub(crate) fn failed(&self) -> Option<String> {
+        self.lock().failed.clone()
+    }
+
+    /// Whether a spare is at hand. Stays true until the caller takes it, if only one takes spares.
+    pub(crate) fn ready(&self) -> bool {
+        !self.lock().spares.is_empty()
+    }
+
+    /// Whether nothing is left to do for the preparer that it could do now.
+    #[cfg(test)]
+    pub(crate) fn quiet(&self) -> bool {
+        let s = self.lock();
+        let retiring = s.recycling || !(s.retired.is_empty() || s.stuck);
+        s.failed.is_some() || !retiring && (s.full.is_some() || !s.spares.is_empty())
     }
 
     /// Takes a spare of at least `bytes`. One that exceeds the usual size is made on the spot. Waits for the preparer
@@ -99,9 +137,15 @@ impl Pool {
                 self.wake.notify_all();
                 return Ok(spare);
             }
-            if s.failures > failures || (s.full.is_some() && s.failures > 0) {
-                let why = s.full.clone().unwrap_or_default();
-                return Err(io::Error::new(io::ErrorKind::StorageFull, why));
+            if let Some(why) = &s.failed {
+                return Err(io::Error::other(why.clone()));
+            }
+            let coming = s.recycling || !(s.retired.is_empty() || s.stuck);
+            if !coming && let Some((kind, why)) = &s.full {
+                return Err(io::Error::new(*kind, why.clone()));
+            }
+            if !coming && s.failures > failures {
+                return Err(io::Error::other("a log segment could not be prepared"));
             }
             let left = deadline.saturating_duration_since(std::time::Instant::now());
             if s.closing || left.is_zero() {
@@ -130,29 +174,40 @@ impl Pool {
     pub(crate) fn run(&self) {
         let mut s = self.lock();
         loop {
-            if let Some(segment) = s.retired.pop_front() {
+            if !s.stuck
+                && let Some(mut segment) = s.retired.pop_front()
+            {
+                s.recycling = true;
                 let keep = s.spares.len() < KEEP;
                 drop(s);
-                let spare = self.recycle(segment, keep);
+                let result = self.recycle(&mut segment, keep);
                 s = self.lock();
-                match spare {
+                s.recycling = false;
+                match result {
                     Ok(Some(spare)) => {
                         s.full = None;
                         s.spares.push(spare);
                     }
                     Ok(None) => {}
-                    Err(e) => {
-                        tracing::error!(error = %e, "can't retire a log segment; it stays until the next start")
+                    Err(Trouble::Unchanged(e)) => {
+                        tracing::error!(error = %e, "can't give up a log segment; will try again");
+                        s.retired.push_front(segment);
+                        s.stuck = true;
                     }
+                    Err(Trouble::Final(e)) => s.failed = Some(e.to_string()),
                 }
                 self.wake.notify_all();
                 continue;
             }
-            if s.closing {
+            if s.closing || s.failed.is_some() {
                 return;
             }
             if !s.spares.is_empty() {
-                s = self.wake.wait(s).unwrap_or_else(|e| e.into_inner());
+                s = match s.stuck {
+                    true => self.wake.wait_timeout(s, RETRY).unwrap_or_else(|e| e.into_inner()).0,
+                    false => self.wake.wait(s).unwrap_or_else(|e| e.into_inner()),
+                };
+                s.stuck = false;
                 continue;
             }
             s.next_name += 1;
@@ -168,36 +223,45 @@ impl Pool {
                     s.spares.push(spare);
                     self.wake.notify_all();
                 }
-                Err(e) => {
+                Err(Trouble::Final(e)) => {
+                    s.failed = Some(e.to_string());
+                    self.wake.notify_all();
+                }
+                Err(Trouble::Unchanged(e)) => {
                     if s.full.is_none() {
                         tracing::error!(error = %e, "can't prepare a log segment; writes will be refused");
                     }
-                    s.full = Some(e.to_string());
+                    s.full = Some((e.kind(), e.to_string()));
                     s.failures += 1;
                     self.wake.notify_all();
                     // Woken early by a retired segment or by close.
                     s = self.wake.wait_timeout(s, RETRY).unwrap_or_else(|e| e.into_inner()).0;
+                    s.stuck = false;
                 }
             }
         }
     }
 
-    fn prepare(&self, number: u64) -> io::Result<Spare> {
+    fn prepare(&self, number: u64) -> Result<Spare, Trouble> {
         let tmp = format!("{number:016}.tmp");
         let name = format!("{number:016}.free");
-        let file = self.disk.create(&tmp, self.segment_bytes)?;
-        self.disk.rename(&tmp, &name)?;
-        self.disk.sync_names()?;
+        let file = self.disk.create(&tmp, self.segment_bytes).map_err(Trouble::Unchanged)?;
+        if let Err(e) = self.disk.rename(&tmp, &name) {
+            // Each attempt makes a file of its own; if this fails too, the next start removes them.
+            let _ = self.disk.remove(&tmp);
+            return Err(Trouble::Unchanged(e));
+        }
+        self.disk.sync_names().map_err(Trouble::Final)?;
         Ok(Spare { name, file, bytes: self.segment_bytes })
     }
 
-    fn recycle(&self, mut segment: Arc<Segment>, keep: bool) -> io::Result<Option<Spare>> {
+    fn recycle(&self, segment: &mut Arc<Segment>, keep: bool) -> Result<Option<Spare>, Trouble> {
         let old = segment::file_name(segment.sequence);
         // Unique, and no map of it referred to: nobody can read the file any more.
-        let unused = Arc::get_mut(&mut segment).is_some_and(|s| s.unmap());
+        let unused = Arc::get_mut(segment).is_some_and(|s| s.unmap());
         if !(keep && unused && segment.bytes == self.segment_bytes) {
-            self.disk.remove(&old)?;
-            self.disk.sync_names()?;
+            self.disk.remove(&old).map_err(Trouble::Unchanged)?;
+            self.disk.sync_names().map_err(Trouble::Final)?;
             return Ok(None);
         }
         let number = {
@@ -206,8 +270,8 @@ impl Pool {
             s.next_name
         };
         let name = format!("{number:016}.free");
-        self.disk.rename(&old, &name)?;
-        self.disk.sync_names()?;
+        self.disk.rename(&old, &name).map_err(Trouble::Unchanged)?;
+        self.disk.sync_names().map_err(Trouble::Final)?;
         Ok(Some(Spare { name, file: segment.file.clone(), bytes: segment.bytes }))
     }
 }

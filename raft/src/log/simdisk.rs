@@ -1,7 +1,14 @@
 //! A disk in memory that knows what was synced, can fail any operation, and rebuilds what a power cut may leave.
 //!
 //! Data becomes durable by `sync` of its file, names by `sync_names`. At a crash every 512-byte sector written since
-//! the last sync survives or not, independently; of the name changes a prefix survives.
+//! the last sync survives or not, independently; of the name changes a prefix survives, as in a file system with a
+//! journal.
+//!
+//! Everything that changes the disk is a [`Change`]. A disk that records keeps all of them, so that a test can go
+//! through a run again and look at the disk as it was after each ([`SimDisk::replay`]).
+//!
+//! A failed sync is as on Linux: what it was to write is no longer dirty, so that no later sync writes it, while reads
+//! still show it ([`SimDisk::fail`] with `lost`). Whoever trusts what he reads then is shown by the next crash.
 
 use std::collections::BTreeMap;
 use std::io;
@@ -12,31 +19,85 @@ use bytes::Bytes;
 
 use super::disk::{Disk, DiskFile};
 
-const SECTOR: u64 = 512;
+pub(crate) const SECTOR: usize = 512;
+
+/// One step that changes the disk.
+#[derive(Clone, Debug)]
+pub(crate) enum Change {
+    /// A new, empty file.
+    New(String),
+    /// It grows to so many zero bytes, durably.
+    Fill(usize, usize),
+    Write(usize, usize, Vec<u8>),
+    Sync(usize),
+    Rename(String, String),
+    Remove(String),
+    SyncNames,
+    /// Nothing, but the test wants to find the place.
+    Note(usize),
+}
+
+/// What an operation is to the one who lets it fail.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Site {
+    Create,
+    /// The sync of a new file's zeros.
+    CreateSync,
+    Write,
+    Sync,
+    SyncNames,
+    Rename,
+    Remove,
+}
+
+struct Fault {
+    sites: Vec<Site>,
+    /// So many still succeed.
+    left: u64,
+    once: bool,
+    kind: io::ErrorKind,
+    /// A sync that fails loses what it was to write.
+    lost: bool,
+}
 
 #[derive(Clone, Default)]
 struct FileState {
-    current: Vec<u8>,
-    durable: Vec<u8>,
-    pending: Vec<(u64, Vec<u8>)>,
+    current: Arc<Vec<u8>>,
+    durable: Arc<Vec<u8>>,
+    pending: Vec<(usize, Vec<u8>)>,
+    /// One more reference for each map that is alive.
+    maps: Arc<()>,
 }
 
 #[derive(Clone)]
 enum NameOp {
     Set(String, usize),
+    Rename(String, String),
     Remove(String),
 }
 
+type Names = BTreeMap<String, usize>;
+
+/// The content of the disk.
 #[derive(Clone, Default)]
-struct Inner {
+struct Content {
     files: Vec<FileState>,
-    names: BTreeMap<String, usize>,
-    durable_names: BTreeMap<String, usize>,
+    names: Names,
+    durable_names: Names,
     pending_names: Vec<NameOp>,
-    /// Syncs (of either kind) until one fails, and all after it.
-    syncs_left: Option<u64>,
+}
+
+#[derive(Default)]
+struct Inner {
+    content: Content,
+    fault: Option<Fault>,
+    /// Where faults struck.
+    struck: Vec<Site>,
     /// No new files.
     full: bool,
+    journal: Option<Vec<Change>>,
+    /// What must never be done to a disk.
+    violations: Vec<String>,
 }
 
 #[derive(Clone, Default)]
@@ -44,96 +105,253 @@ pub(crate) struct SimDisk(Arc<Mutex<Inner>>);
 
 struct SimFile(SimDisk, usize);
 
-fn apply(names: &mut BTreeMap<String, usize>, op: &NameOp) {
+fn apply(names: &mut Names, op: &NameOp) {
     match op {
         NameOp::Set(n, f) => drop(names.insert(n.clone(), *f)),
+        NameOp::Rename(from, to) => {
+            if let Some(f) = names.remove(from) {
+                names.insert(to.clone(), f);
+            }
+        }
         NameOp::Remove(n) => drop(names.remove(n)),
     }
 }
 
-impl Inner {
-    fn sync_allowed(&mut self) -> io::Result<()> {
-        match &mut self.syncs_left {
-            Some(0) => Err(io::Error::other("simulated EIO")),
-            Some(n) => {
-                *n -= 1;
-                Ok(())
-            }
-            None => Ok(()),
-        }
-    }
+fn put(image: &mut Arc<Vec<u8>>, offset: usize, data: &[u8]) {
+    Arc::make_mut(image)[offset..offset + data.len()].copy_from_slice(data);
+}
 
+/// The sectors that a write touches, as ranges of its data.
+fn sectors(offset: usize, len: usize) -> impl Iterator<Item = std::ops::Range<usize>> {
+    let mut at = 0;
+    std::iter::from_fn(move || {
+        let start = at;
+        at = ((offset + at) / SECTOR * SECTOR + SECTOR - offset).min(len);
+        (start < len).then_some(start..at)
+    })
+}
+
+impl Content {
     fn name(&mut self, op: NameOp) {
         apply(&mut self.names, &op);
         self.pending_names.push(op);
     }
 
-    fn file(&self, name: &str) -> io::Result<usize> {
-        self.names.get(name).copied().ok_or_else(|| io::ErrorKind::NotFound.into())
+    fn change(&mut self, c: &Change) {
+        match c {
+            Change::New(name) => {
+                self.files.push(FileState::default());
+                self.name(NameOp::Set(name.clone(), self.files.len() - 1));
+            }
+            Change::Fill(f, len) => {
+                let zeros = Arc::new(vec![0; *len]);
+                (self.files[*f].current, self.files[*f].durable) = (zeros.clone(), zeros);
+            }
+            Change::Write(f, offset, data) => {
+                put(&mut self.files[*f].current, *offset, data);
+                self.files[*f].pending.push((*offset, data.clone()));
+            }
+            Change::Sync(f) => {
+                let f = &mut self.files[*f];
+                for (offset, data) in f.pending.drain(..) {
+                    put(&mut f.durable, offset, &data);
+                }
+            }
+            Change::Rename(from, to) => self.name(NameOp::Rename(from.clone(), to.clone())),
+            Change::Remove(name) => self.name(NameOp::Remove(name.clone())),
+            Change::SyncNames => {
+                self.durable_names = self.names.clone();
+                self.pending_names.clear();
+            }
+            Change::Note(_) => {}
+        }
+    }
+
+    fn image(&self, mut keep: impl FnMut(usize, usize) -> bool, names: usize) -> Content {
+        let mut write = 0;
+        let files = self.files.iter().map(|f| {
+            let mut image = f.durable.clone();
+            for (offset, data) in &f.pending {
+                for (i, range) in sectors(*offset, data.len()).enumerate() {
+                    if keep(write, i) {
+                        put(&mut image, offset + range.start, &data[range]);
+                    }
+                }
+                write += 1;
+            }
+            FileState { current: image.clone(), durable: image, ..FileState::default() }
+        });
+        let files = files.collect();
+        let mut kept = self.durable_names.clone();
+        self.pending_names.iter().take(names).for_each(|op| apply(&mut kept, op));
+        Content { files, names: kept.clone(), durable_names: kept, pending_names: Vec::new() }
     }
 }
+
+impl Inner {
+    fn change(&mut self, c: Change) {
+        self.content.change(&c);
+        if let Some(j) = &mut self.journal {
+            j.push(c);
+        }
+    }
+
+    fn trip(&mut self, site: Site) -> io::Result<()> {
+        let Some(fault) = &mut self.fault else { return Ok(()) };
+        if !fault.sites.contains(&site) {
+            return Ok(());
+        }
+        if fault.left > 0 {
+            fault.left -= 1;
+            return Ok(());
+        }
+        self.struck.push(site);
+        let error = io::Error::new(fault.kind, format!("simulated failure of {site:?}"));
+        if fault.once {
+            self.fault = None;
+        }
+        Err(error)
+    }
+
+    fn file(&self, name: &str) -> io::Result<usize> {
+        self.content.names.get(name).copied().ok_or_else(|| io::ErrorKind::NotFound.into())
+    }
+}
+
+/// All that is a sync to the one who waits for it.
+pub(crate) const SYNCS: [Site; 3] = [Site::CreateSync, Site::Sync, Site::SyncNames];
 
 impl SimDisk {
     fn lock(&self) -> MutexGuard<'_, Inner> {
         self.0.lock().unwrap()
     }
 
+    fn of(content: Content) -> SimDisk {
+        SimDisk(Arc::new(Mutex::new(Inner { content, ..Inner::default() })))
+    }
+
+    /// Lets operations of the given sites fail after `left` of them: one, or all from there on.
+    pub(crate) fn fail(&self, sites: &[Site], left: u64, once: bool, kind: io::ErrorKind, lost: bool) {
+        self.lock().fault = Some(Fault { sites: sites.to_vec(), left, once, kind, lost });
+    }
+
     /// After `n` more syncs, every sync fails.
     pub(crate) fn fail_syncs_after(&self, n: u64) {
-        self.lock().syncs_left = Some(n);
+        self.fail(&SYNCS, n, false, io::ErrorKind::Other, false);
+    }
+
+    /// Ends the faults; returns where they struck.
+    pub(crate) fn heal(&self) -> Vec<Site> {
+        let mut s = self.lock();
+        s.fault = None;
+        std::mem::take(&mut s.struck)
+    }
+
+    /// Whether a fault has struck.
+    pub(crate) fn struck(&self) -> Vec<Site> {
+        self.lock().struck.clone()
     }
 
     pub(crate) fn set_full(&self, full: bool) {
         self.lock().full = full;
     }
 
-    /// The disk after a power cut; `survives` is asked for each unsynced sector and name change.
-    pub(crate) fn crash(&self, mut survives: impl FnMut() -> bool) -> SimDisk {
-        let mut s = self.lock().clone();
-        for f in &mut s.files {
-            let mut image = f.durable.clone();
-            for (offset, data) in &f.pending {
-                let mut at = 0;
-                while at < data.len() {
-                    let sector_end = ((offset + at as u64) / SECTOR + 1) * SECTOR - offset;
-                    let end = (sector_end as usize).min(data.len());
-                    if survives() {
-                        image[*offset as usize + at..*offset as usize + end].copy_from_slice(&data[at..end]);
-                    }
-                    at = end;
+    /// Starts to record changes.
+    pub(crate) fn record(&self) {
+        self.lock().journal = Some(Vec::new());
+    }
+
+    pub(crate) fn note(&self, note: usize) {
+        self.lock().change(Change::Note(note));
+    }
+
+    /// Ends recording; returns what was recorded.
+    pub(crate) fn recorded(&self) -> Vec<Change> {
+        self.lock().journal.take().unwrap_or_default()
+    }
+
+    /// Goes through recorded changes again, from this disk's content; `see` gets the disk before the first change and
+    /// after each, with how many were made and the last note.
+    pub(crate) fn replay(&self, changes: &[Change], mut see: impl FnMut(usize, usize, &SimDisk)) {
+        let disk = self.fork();
+        let mut noted = 0;
+        for n in 0..=changes.len() {
+            see(n, noted, &disk);
+            if let Some(c) = changes.get(n) {
+                disk.lock().change(c.clone());
+                if let Change::Note(n) = c {
+                    noted = *n;
                 }
             }
-            *f = FileState { current: image.clone(), durable: image, pending: Vec::new() };
         }
-        let mut names = s.durable_names.clone();
-        for op in s.pending_names.iter().take_while(|_| survives()) {
-            apply(&mut names, op);
-        }
-        s.names.clone_from(&names);
-        s.durable_names = names;
-        s.pending_names.clear();
-        (s.syncs_left, s.full) = (None, false);
-        SimDisk(Arc::new(Mutex::new(s)))
+    }
+
+    /// The same disk once more, with all that is unsynced: what a killed process leaves to the next one.
+    pub(crate) fn fork(&self) -> SimDisk {
+        let mut content = self.lock().content.clone();
+        // Maps are of this disk's files.
+        content.files.iter_mut().for_each(|f| f.maps = Arc::default());
+        SimDisk::of(content)
+    }
+
+    /// How many sectors each unsynced write has, and how many name changes are unsynced.
+    pub(crate) fn unsynced(&self) -> (Vec<usize>, usize) {
+        let s = self.lock();
+        let writes = s.content.files.iter().flat_map(|f| &f.pending);
+        let writes = writes.map(|(offset, data)| sectors(*offset, data.len()).count());
+        (writes.collect(), s.content.pending_names.len())
+    }
+
+    /// The disk after a power cut: of the unsynced writes those sectors for which `keep(write, sector)`, of the name
+    /// changes the first `names`.
+    pub(crate) fn image(&self, keep: impl FnMut(usize, usize) -> bool, names: usize) -> SimDisk {
+        SimDisk::of(self.lock().content.image(keep, names))
+    }
+
+    /// The disk after a power cut; `survives` is asked for each unsynced sector and name change.
+    pub(crate) fn crash(&self, mut survives: impl FnMut() -> bool) -> SimDisk {
+        let s = self.lock();
+        let image = s.content.image(|_, _| survives(), 0);
+        let names = (0..s.content.pending_names.len()).take_while(|_| survives()).count();
+        let names = s.content.image(|_, _| false, names).names;
+        SimDisk::of(Content { durable_names: names.clone(), names, ..image })
+    }
+
+    /// What reads would show: names and contents.
+    pub(crate) fn contents(&self) -> BTreeMap<String, Arc<Vec<u8>>> {
+        let s = self.lock();
+        s.content.names.iter().map(|(n, f)| (n.clone(), s.content.files[*f].current.clone())).collect()
+    }
+
+    /// Files ever made.
+    pub(crate) fn files_made(&self) -> usize {
+        self.lock().content.files.len()
+    }
+
+    /// What was done that must not be.
+    pub(crate) fn violations(&self) -> Vec<String> {
+        self.lock().violations.clone()
     }
 
     /// Changes a file behind everyone's back.
     pub(crate) fn corrupt(&self, name: &str, change: impl FnOnce(&mut Vec<u8>)) {
         let mut s = self.lock();
         let f = s.file(name).unwrap();
-        change(&mut s.files[f].current);
-        s.files[f].durable = s.files[f].current.clone();
-        s.files[f].pending.clear();
+        let f = &mut s.content.files[f];
+        change(Arc::make_mut(&mut f.current));
+        f.durable = f.current.clone();
+        f.pending.clear();
     }
 
     pub(crate) fn content(&self, name: &str) -> Vec<u8> {
         let s = self.lock();
-        s.files[s.file(name).unwrap()].current.clone()
+        s.content.files[s.file(name).unwrap()].current.to_vec()
     }
 }
 
 impl Disk for SimDisk {
     fn list(&self) -> io::Result<Vec<String>> {
-        Ok(self.lock().names.keys().cloned().collect())
+        Ok(self.lock().content.names.keys().cloned().collect())
     }
 
     fn open(&self, name: &str) -> io::Result<Arc<dyn DiskFile>> {
@@ -146,36 +364,39 @@ impl Disk for SimDisk {
         if s.full {
             return Err(io::ErrorKind::StorageFull.into());
         }
-        s.sync_allowed()?;
-        let zeros = vec![0; len as usize];
-        s.files.push(FileState { current: zeros.clone(), durable: zeros, pending: Vec::new() });
-        let f = s.files.len() - 1;
-        s.name(NameOp::Set(name.to_string(), f));
+        s.trip(Site::Create)?;
+        let f = s.content.files.len();
+        s.change(Change::New(name.to_string()));
+        // Not at once, as a crash can come in between.
+        s.change(Change::Fill(f, len as usize / 2));
+        if let Err(e) = s.trip(Site::CreateSync) {
+            s.change(Change::Remove(name.to_string()));
+            return Err(e);
+        }
+        s.change(Change::Fill(f, len as usize));
         Ok(Arc::new(SimFile(self.clone(), f)))
     }
 
     fn rename(&self, from: &str, to: &str) -> io::Result<()> {
         let mut s = self.lock();
-        let f = s.file(from)?;
-        // One step, as on a journaling file system.
-        apply(&mut s.names, &NameOp::Remove(from.to_string()));
-        s.pending_names.push(NameOp::Remove(from.to_string()));
-        s.name(NameOp::Set(to.to_string(), f));
+        s.trip(Site::Rename)?;
+        s.file(from)?;
+        s.change(Change::Rename(from.to_string(), to.to_string()));
         Ok(())
     }
 
     fn remove(&self, name: &str) -> io::Result<()> {
         let mut s = self.lock();
+        s.trip(Site::Remove)?;
         s.file(name)?;
-        s.name(NameOp::Remove(name.to_string()));
+        s.change(Change::Remove(name.to_string()));
         Ok(())
     }
 
     fn sync_names(&self) -> io::Result<()> {
         let mut s = self.lock();
-        s.sync_allowed()?;
-        s.durable_names = s.names.clone();
-        s.pending_names.clear();
+        s.trip(Site::SyncNames)?;
+        s.change(Change::SyncNames);
         Ok(())
     }
 
@@ -186,35 +407,58 @@ impl Disk for SimDisk {
 
 impl DiskFile for SimFile {
     fn len(&self) -> io::Result<u64> {
-        Ok(self.0.lock().files[self.1].current.len() as u64)
+        Ok(self.0.lock().content.files[self.1].current.len() as u64)
     }
 
     fn read_at(&self, buf: &mut [u8], offset: u64) -> io::Result<()> {
         let s = self.0.lock();
         let range = offset as usize..offset as usize + buf.len();
-        let data = s.files[self.1].current.get(range).ok_or(io::ErrorKind::UnexpectedEof)?;
+        let data = s.content.files[self.1].current.get(range).ok_or(io::ErrorKind::UnexpectedEof)?;
         buf.copy_from_slice(data);
         Ok(())
     }
 
     fn write_at(&self, buf: &[u8], offset: u64) -> io::Result<()> {
         let mut s = self.0.lock();
-        let f = &mut s.files[self.1];
-        f.current[offset as usize..offset as usize + buf.len()].copy_from_slice(buf);
-        f.pending.push((offset, buf.to_vec()));
+        let (f, offset) = (self.1, offset as usize);
+        if offset + buf.len() > s.content.files[f].current.len() {
+            s.violations.push(format!("a write to {offset} + {} lets a file grow", buf.len()));
+            return Err(io::ErrorKind::InvalidInput.into());
+        }
+        if Arc::strong_count(&s.content.files[f].maps) > 1 {
+            s.violations.push("a file is written while it is mapped".into());
+        }
+        if let Err(e) = s.trip(Site::Write) {
+            // A short write.
+            s.change(Change::Write(f, offset, buf[..buf.len() / 2].to_vec()));
+            return Err(e);
+        }
+        s.change(Change::Write(f, offset, buf.to_vec()));
         Ok(())
     }
 
     fn sync(&self) -> io::Result<()> {
         let mut s = self.0.lock();
-        s.sync_allowed()?;
-        let f = &mut s.files[self.1];
-        f.durable.clone_from(&f.current);
-        f.pending.clear();
+        let lost = s.fault.as_ref().is_some_and(|f| f.lost);
+        if let Err(e) = s.trip(Site::Sync) {
+            if lost {
+                s.content.files[self.1].pending.clear();
+            }
+            return Err(e);
+        }
+        s.change(Change::Sync(self.1));
         Ok(())
     }
 
     fn map(&self) -> io::Result<Bytes> {
-        Ok(self.0.lock().files[self.1].current.clone().into())
+        struct Mapped(Arc<Vec<u8>>, #[allow(dead_code, reason = "counted, not read")] Arc<()>);
+        impl AsRef<[u8]> for Mapped {
+            fn as_ref(&self) -> &[u8] {
+                &self.0
+            }
+        }
+        let s = self.0.lock();
+        let f = &s.content.files[self.1];
+        Ok(Bytes::from_owner(Mapped(f.current.clone(), f.maps.clone())))
     }
 }

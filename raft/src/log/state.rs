@@ -6,12 +6,14 @@
 //! before it was evicted, so it has a place.
 
 use std::collections::VecDeque;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
 
 use bytes::Bytes;
 use openraft::EntryPayload;
 
 use super::disk::DiskFile;
+use super::segment::{DATA_START, SegmentHeader};
 use crate::types::{Entry, Vote, position};
 use crate::{LogPosition, NodeId};
 
@@ -24,31 +26,88 @@ pub(crate) struct Segment {
     pub(crate) seed: u64,
     pub(crate) bytes: u64,
     pub(crate) file: Arc<dyn DiskFile>,
+    /// Where its records start in the record stream, see `retention.rs`.
+    pub(crate) start: u64,
+    /// Offset in the file after the last durable record.
+    end: AtomicU64,
     /// Made at the first read after the segment was sealed.
-    map: OnceLock<Bytes>,
-    sealed: std::sync::atomic::AtomicBool,
+    map: OnceLock<Map>,
+    sealed: AtomicBool,
+}
+
+/// A map of a sealed segment. `Bytes` can't tell whether others share it if it has an owner, so the owner holds a
+/// token that can.
+struct Map {
+    bytes: Bytes,
+    token: Arc<()>,
+}
+
+impl Map {
+    fn new(bytes: Bytes) -> Self {
+        struct Owner(Bytes, #[allow(dead_code, reason = "counted, not read")] Arc<()>);
+        impl AsRef<[u8]> for Owner {
+            fn as_ref(&self) -> &[u8] {
+                &self.0
+            }
+        }
+        let token = Arc::new(());
+        Map { bytes: Bytes::from_owner(Owner(bytes, token.clone())), token }
+    }
+
+    /// Gives the map up; true if nobody else has a part of it.
+    fn release(self) -> bool {
+        let Map { bytes, token } = self;
+        drop(bytes);
+        Arc::into_inner(token).is_some()
+    }
 }
 
 impl Segment {
-    pub(crate) fn new(sequence: u64, seed: u64, bytes: u64, file: Arc<dyn DiskFile>) -> Self {
-        Segment { sequence, seed, bytes, file, map: OnceLock::new(), sealed: false.into() }
+    /// A segment without records, the `start` of the record stream being behind it.
+    pub(crate) fn new(header: &SegmentHeader, file: Arc<dyn DiskFile>, start: u64) -> Self {
+        Segment {
+            sequence: header.sequence,
+            seed: header.seed,
+            bytes: header.file_bytes,
+            file,
+            start,
+            end: DATA_START.into(),
+            map: OnceLock::new(),
+            sealed: false.into(),
+        }
+    }
+
+    /// The records up to this offset are durable.
+    pub(crate) fn set_end(&self, end: u64) {
+        self.end.store(end, Ordering::Release);
+    }
+
+    /// Offset after the last durable record.
+    pub(crate) fn end(&self) -> u64 {
+        self.end.load(Ordering::Acquire)
+    }
+
+    /// Where the records of the segment after this one start in the record stream.
+    pub(crate) fn stream_end(&self) -> u64 {
+        self.start + (self.end() - DATA_START)
     }
 
     /// No more writes will come.
     pub(crate) fn seal(&self) {
-        self.sealed.store(true, std::sync::atomic::Ordering::Release);
+        self.sealed.store(true, Ordering::Release);
     }
 
     /// Bytes of the file; from the map (shared, not copied) when sealed.
     pub(crate) fn read(&self, offset: u64, len: usize) -> std::io::Result<Bytes> {
-        if self.sealed.load(std::sync::atomic::Ordering::Acquire) {
+        if self.sealed.load(Ordering::Acquire) {
             let map = match self.map.get() {
                 Some(m) => m,
                 None => {
-                    let fresh = self.file.map()?;
+                    let fresh = Map::new(self.file.map()?);
                     self.map.get_or_init(|| fresh)
                 }
             };
+            let map = &map.bytes;
             let range = offset as usize..offset as usize + len;
             if range.end > map.len() {
                 return Err(std::io::ErrorKind::UnexpectedEof.into());
@@ -62,7 +121,7 @@ impl Segment {
 
     /// Drops the map; true if nobody else held it.
     pub(crate) fn unmap(&mut self) -> bool {
-        self.map.take().is_none_or(|m| m.is_unique())
+        self.map.take().is_none_or(Map::release)
     }
 }
 

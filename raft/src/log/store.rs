@@ -53,7 +53,7 @@ impl LogStore {
 
     /// Why the log failed, if it has.
     pub(crate) fn failed(&self) -> Option<String> {
-        self.shared.state().failed.clone()
+        self.shared.failed()
     }
 
     /// See [`Shared::room_for`].
@@ -81,6 +81,21 @@ impl LogStore {
         self.shared.state().purged
     }
 
+    /// See [`crate::Raft::log_bytes`].
+    pub(crate) fn log_bytes(&self) -> u64 {
+        self.shared.state().log_bytes()
+    }
+
+    /// See [`crate::Raft::bytes_after`].
+    pub(crate) fn bytes_after(&self, index: u64) -> u64 {
+        self.shared.state().bytes_after(index)
+    }
+
+    /// See [`crate::Raft::purge_point`].
+    pub(crate) fn purge_point(&self, durable: u64, retain_bytes: u64) -> Option<u64> {
+        self.shared.state().purge_point(durable, retain_bytes)
+    }
+
     /// The term of the vote.
     pub(crate) fn term(&self) -> u64 {
         self.shared.state().vote.map_or(0, |v| v.leader_id().term)
@@ -96,6 +111,18 @@ impl LogStore {
         let _ = self.queue.send(Op::Close);
         let mut closed = self.shared.closed.subscribe();
         tokio::time::timeout(deadline, closed.wait_for(|c| *c)).await.is_ok_and(|r| r.is_ok())
+    }
+
+    /// Waits until all that was queued is done, and the preparer has nothing to do.
+    #[cfg(test)]
+    pub(crate) async fn settled(&self) {
+        let (tx, rx) = oneshot::channel();
+        let _ = self.submit(Op::Probe(tx));
+        let _ = Self::wait(rx).await;
+        while !self.shared.pool.quiet() {
+            tokio::task::yield_now().await;
+            std::thread::yield_now();
+        }
     }
 
     fn submit(&self, op: Op) -> io::Result<()> {

@@ -15,6 +15,13 @@ use openraft::type_config::TypeConfigExt;
 use openraft::{EntryPayload, OptionalSend, StorageError};
 use proptest::prelude::*;
 
+mod crash;
+mod damage;
+mod faults;
+mod regressions;
+mod retention;
+mod workload;
+
 use super::segment::{self, DATA_START, Owner};
 use super::simdisk::SimDisk;
 use super::{LogOptions, LogStore, record};
@@ -32,6 +39,14 @@ fn options() -> LogOptions {
 
 fn open(disk: &SimDisk) -> Result<LogStore, LogError> {
     super::open::open_on(Arc::new(disk.clone()), options(), None)
+}
+
+/// Segments of 4 KiB of records: few bytes make many of them.
+const SMALL: u64 = 8 << 10;
+
+fn open_small(disk: &SimDisk) -> Result<LogStore, LogError> {
+    let options = LogOptions { segment_bytes: SMALL, cache_bytes: 2000, read_bytes: 2000, ..options() };
+    super::open::open_on(Arc::new(disk.clone()), options, None)
 }
 
 fn run<T>(f: impl Future<Output = T>) -> T {

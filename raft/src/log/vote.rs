@@ -20,7 +20,8 @@
 //! # Invariant
 //! A vote is acknowledged only when *both* slots hold it, each written and synced after the other. So one bad slot
 //! never loses an acknowledged vote: if the newer slot is torn, its vote was never acknowledged; if either rots, the
-//! other has it. Both bad is a refusal.
+//! other has it. Both bad is a refusal. Opening the file writes both again, the one that isn't relied on first, so
+//! that a vote which was found counts as acknowledged, too (see `open.rs`).
 
 use std::sync::Arc;
 
@@ -131,7 +132,7 @@ impl VoteFile {
         Ok(f)
     }
 
-    /// Opens an existing file, and restores a bad slot from the good one.
+    /// Opens an existing file, restores a bad slot from the good one and makes what was found durable.
     pub(crate) fn open(file: Arc<dyn DiskFile>, owner: Owner) -> Result<Self, VoteError> {
         let len = file.len()?;
         if len != FILE_BYTES {
@@ -166,12 +167,11 @@ impl VoteFile {
             }));
         };
         let mut this = VoteFile { file, owner, slot };
-        if slots[0] != slots[1] {
-            if let Some(f) = faults.first() {
-                tracing::warn!(offset = f.offset, reason = %f.reason, "vote slot restored from the other one");
-            }
-            this.save(slot.vote)?;
+        if let Some(f) = faults.first() {
+            tracing::warn!(offset = f.offset, reason = %f.reason, "vote slot restored from the other one");
         }
+        let order = if slots[0] == Some(slot) { [SLOT_STRIDE, 0] } else { [0, SLOT_STRIDE] };
+        this.write(slot.vote, order)?;
         Ok(this)
     }
 
@@ -180,11 +180,15 @@ impl VoteFile {
         self.slot.vote
     }
 
-    /// Makes a vote durable in both slots, the older slot first.
+    /// Makes a vote durable in both slots.
     pub(crate) fn save(&mut self, vote: Option<Vote>) -> std::io::Result<()> {
+        self.write(vote, [0, SLOT_STRIDE])
+    }
+
+    fn write(&mut self, vote: Option<Vote>, order: [u64; 2]) -> std::io::Result<()> {
         let slot = Slot { sequence: self.slot.sequence + 1, vote };
         let bytes = encode(&self.owner, &slot);
-        for at in [0, SLOT_STRIDE] {
+        for at in order {
             self.file.write_at(&bytes, at)?;
             self.file.sync()?;
         }

@@ -55,6 +55,9 @@ pub(crate) enum Op {
     Purge(LogPosition),
     /// Write out what is queued, then end.
     Close,
+    /// Nothing; for tests that want to know how far the writer is.
+    #[cfg(test)]
+    Probe(Ack),
 }
 
 /// What to do once the current batch is durable.
@@ -80,6 +83,8 @@ pub(crate) struct Tail {
     pub(crate) next: u64,
     /// Segment of the latest purge record.
     pub(crate) purge_segment: u64,
+    /// A mark record is due.
+    pub(crate) unmarked: bool,
 }
 
 /// The state of the writer thread. The first fields are as in [`Tail`].
@@ -95,7 +100,7 @@ pub(crate) struct Writer {
     buf: Vec<u8>,
     moves: Vec<Move>,
     done: Vec<Done>,
-    /// Entries were written since the last mark record.
+    /// Records were written since the last mark record.
     unmarked: bool,
 }
 
@@ -119,12 +124,14 @@ impl Writer {
             buf: Vec::new(),
             moves: Vec::new(),
             done: Vec::new(),
-            unmarked: false,
+            unmarked: tail.unmarked,
         }
     }
 
     /// Runs until the queue is closed.
     pub(crate) fn run(mut self) {
+        // What a crash or a failure kept from being given up.
+        self.retire();
         loop {
             let first = match self.queue.recv_timeout(IDLE) {
                 Ok(op) => op,
@@ -197,6 +204,11 @@ impl Writer {
                 result
             }
             Op::Close => so_far,
+            #[cfg(test)]
+            Op::Probe(ack) => {
+                self.done.push(Done::Ack(ack));
+                so_far
+            }
         }
     }
 
@@ -212,7 +224,6 @@ impl Writer {
             EntryPayload::Membership(m) => self.put(Kind::Membership, p, &encode::membership(Some(p), m)),
         }?;
         self.next = p.index + 1;
-        self.unmarked = true;
         Ok(())
     }
 
@@ -232,6 +243,11 @@ impl Writer {
     }
 
     fn mark(&mut self) -> io::Result<()> {
+        let fits = self.synced + record::size(0) as u64 <= self.active.bytes;
+        if !fits && !self.shared.pool.ready() {
+            // The mark can wait; the log must not fail for it because the disk is full.
+            return Ok(());
+        }
         self.put(Kind::Mark, LogPosition::default(), &[])?;
         self.unmarked = false;
         self.flush()
@@ -248,6 +264,7 @@ impl Writer {
         let committed = self.shared.state().committed.map_or(0, |p| p.index + 1);
         let header = Header { kind, len, position, synced: self.synced, committed };
         record::put(&mut self.buf, self.active.seed, &header, payload);
+        self.unmarked = true;
         if kind.is_entry() {
             let offset = u32::try_from(offset / record::ALIGN as u64);
             let offset = offset.map_err(|_| io::Error::other("segment too long"))?;
@@ -265,6 +282,7 @@ impl Writer {
             self.active.file.write_at(&self.buf, self.synced)?;
             self.active.file.sync()?;
             self.synced += self.buf.len() as u64;
+            self.active.set_end(self.synced);
             self.buf.clear();
             self.buf.shrink_to(KEEP_BUFFER);
         }
@@ -291,6 +309,8 @@ impl Writer {
     /// Ends the active segment and starts the next one, which must hold `size` more bytes.
     fn roll(&mut self, size: u64) -> io::Result<()> {
         self.flush()?;
+        // A purge in this very batch may be what makes room.
+        self.retire();
         let spare = self.shared.pool.take(DATA_START + size)?;
         let header = SegmentHeader {
             owner: self.owner,
@@ -307,7 +327,7 @@ impl Writer {
         self.shared.disk.sync_names()?;
         self.active.seal();
         tracing::debug!(segment = header.sequence, index = header.next_index, "log segment started");
-        self.active = Arc::new(Segment::new(header.sequence, header.seed, spare.bytes, spare.file));
+        self.active = Arc::new(Segment::new(&header, spare.file, self.active.stream_end()));
         self.synced = DATA_START;
         self.shared.state().segments.push_back(self.active.clone());
         Ok(())

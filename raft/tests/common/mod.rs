@@ -164,8 +164,10 @@ impl Node {
 
     /// Starts again on the same address and directory, with a machine that kept only what was durable.
     pub async fn restart(&self) -> Node {
+        let durable = self.machine.durable.lock().unwrap().clone();
         let machine = Machine {
-            durable: Mutex::new(self.machine.durable.lock().unwrap().clone()),
+            last_membership: Mutex::new(durable.membership.clone()),
+            durable: Mutex::new(durable),
             ..Machine::default()
         };
         start_with(config(self.id, &self.dir, self.addr), Arc::new(machine)).await.unwrap()

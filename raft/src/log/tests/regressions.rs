@@ -1,0 +1,202 @@
+//! One test for each bug that was found, named after it.
+
+use super::*;
+use crate::log::disk::Disk;
+use crate::log::simdisk::{Change, Site};
+
+/// A log with entries `0..n` of 900 bytes: four of them in each segment.
+async fn filled(disk: &SimDisk, n: u64) -> LogStore {
+    let mut log = open_small(disk).unwrap();
+    for i in 0..n {
+        append(&mut log, vec![command(1, i, 900)]).await.unwrap();
+        log.settled().await;
+    }
+    log
+}
+
+async fn holds(log: &mut LogStore, range: std::ops::Range<u64>) {
+    let found: Vec<_> = all(log).await.iter().map(|e| e.log_id.index()).collect();
+    assert_eq!(found, range.collect::<Vec<_>>());
+}
+
+fn segments(disk: &SimDisk) -> Vec<u64> {
+    disk.list().unwrap().iter().filter_map(|n| segment::parse_file_name(n)).collect()
+}
+
+/// A purged segment whose file could be neither renamed nor removed was passed over: the next ones went, and the gap
+/// was taken for damage at the next start.
+#[test]
+fn a_segment_that_can_not_be_given_up_leaves_no_gap() {
+    run(async {
+        let disk = SimDisk::default();
+        let mut log = filled(&disk, 30).await;
+        disk.fail(&[Site::Rename, Site::Remove], 1, true, io::ErrorKind::Other, false);
+        log.purge(log_id(at(1, 25))).await.unwrap();
+        log.settled().await;
+        assert!(!disk.heal().is_empty());
+        assert!(segments(&disk).windows(2).all(|w| w[0] + 1 == w[1]), "{:?}", segments(&disk));
+        let mut other = open_small(&disk.crash(|| true)).unwrap();
+        holds(&mut other, 26..30).await;
+        close(other).await;
+        // It is tried again, at the latest when the log is closed.
+        close(log).await;
+        assert_eq!(segments(&disk), [7, 8]);
+    });
+}
+
+/// Each attempt to make a spare left a file behind when the names could not be synced, one every second.
+#[test]
+fn spares_do_not_pile_up_when_names_can_not_be_synced() {
+    run(async {
+        let disk = SimDisk::default();
+        let mut log = filled(&disk, 3).await;
+        disk.fail(&[Site::SyncNames], 1, false, io::ErrorKind::Other, false);
+        // One sync for the new segment, the next one for a new spare.
+        for i in 3..5 {
+            append(&mut log, vec![command(1, i, 900)]).await.unwrap();
+        }
+        log.settled().await;
+        let files = disk.files_made();
+        tokio::time::sleep(Duration::from_millis(1300)).await;
+        assert_eq!(disk.files_made(), files);
+        assert!(log.failed().is_some());
+        assert!(append(&mut log, vec![command(1, 5, 900)]).await.is_err());
+        close(log).await;
+        let mut log = open_small(&disk.crash(|| false)).unwrap();
+        holds(&mut log, 0..5).await;
+        close(log).await;
+    });
+}
+
+/// A mark record for which the segment had no room made an idle log on a full disk fail.
+#[test]
+fn an_idle_log_does_not_fail_for_a_mark_on_a_full_disk() {
+    run(async {
+        let disk = SimDisk::default();
+        let mut log = filled(&disk, 1).await;
+        disk.set_full(true);
+        let used = record::size(900);
+        let rest = (SMALL - DATA_START) as usize - used - record::HEADER_BYTES;
+        // Into the first segment, which is then full; and likewise the spare.
+        append(&mut log, vec![command(1, 1, rest)]).await.unwrap();
+        append(&mut log, vec![command(1, 2, rest + used)]).await.unwrap();
+        tokio::time::sleep(Duration::from_millis(700)).await;
+        assert_eq!(log.failed(), None);
+        log.save_vote(&Vote::new(7, 1)).await.unwrap();
+        close(log).await;
+        let mut log = open_small(&disk).unwrap();
+        holds(&mut log, 0..3).await;
+        close(log).await;
+    });
+}
+
+/// On a full disk a purge and an append after it failed the log, if the append needed a segment that the purge had
+/// not given back yet.
+#[test]
+fn a_full_disk_waits_for_what_a_purge_gives_back() {
+    run(async {
+        let disk = SimDisk::default();
+        let mut log = filled(&disk, 12).await;
+        disk.set_full(true);
+        let mut next = 12;
+        while log.room_for(1).is_ok() {
+            append(&mut log, vec![command(1, next, 900)]).await.unwrap();
+            next += 1;
+        }
+        for _ in 0..3 {
+            log.purge(log_id(at(1, next - 2))).await.unwrap();
+            let batch = (next..next + 5).map(|i| command(1, i, 900)).collect();
+            append(&mut log, batch).await.unwrap();
+            next += 5;
+        }
+        assert_eq!(log.failed(), None);
+        close(log).await;
+    });
+}
+
+/// A truncation or a purge that was the last record of a closed log had no mark after it: a flipped bit in it passed
+/// for a torn write, and what it had removed came back.
+#[test]
+fn a_flip_in_a_truncation_or_purge_at_the_end_is_refused() {
+    for purge in [false, true] {
+        run(async move {
+            let disk = SimDisk::default();
+            let mut log = filled(&disk, 3).await;
+            close(log).await;
+            log = open_small(&disk).unwrap();
+            if purge {
+                log.purge(log_id(at(1, 1))).await.unwrap();
+            } else {
+                log.truncate_after(Some(log_id(at(1, 1)))).await.unwrap();
+            }
+            close(log).await;
+            // Three entries and a mark before it.
+            let offset = DATA_START as usize + 3 * record::size(900) + record::size(0);
+            disk.corrupt(&segment::file_name(1), |b| b[offset + 40] ^= 1);
+            assert_eq!(damaged(open_small(&disk)).1, offset as u64);
+        });
+    }
+}
+
+/// After a crash nothing followed the last write, until the next one: a flipped bit in it passed for a torn write,
+/// even though it had been read, and counted as durable, in the meantime.
+#[test]
+fn what_was_found_after_a_crash_is_soon_marked() {
+    run(async {
+        let disk = SimDisk::default();
+        let log = filled(&disk, 3).await;
+        let crashed = disk.crash(|| false);
+        close(log).await;
+        let log = open_small(&crashed).unwrap();
+        tokio::time::sleep(Duration::from_millis(700)).await;
+        let again = crashed.crash(|| false);
+        close(log).await;
+        let last = DATA_START as usize + 2 * record::size(900);
+        again.corrupt(&segment::file_name(1), |b| b[last + 100] ^= 1);
+        assert_eq!(damaged(open_small(&again)).1, last as u64);
+    });
+}
+
+/// What was purged before a crash, but not given up yet, stayed until the next purge.
+#[test]
+fn what_a_crash_kept_from_being_given_up_goes_at_the_next_start() {
+    run(async {
+        let disk = SimDisk::default();
+        let mut log = filled(&disk, 30).await;
+        disk.fail(&[Site::Rename, Site::Remove], 0, false, io::ErrorKind::Other, false);
+        log.purge(log_id(at(1, 25))).await.unwrap();
+        log.settled().await;
+        let crashed = disk.crash(|| false);
+        close(log).await;
+        assert_eq!(segments(&crashed).len(), 8);
+        let mut log = open_small(&crashed).unwrap();
+        holds(&mut log, 26..30).await;
+        log.settled().await;
+        assert_eq!(segments(&crashed), [7, 8]);
+        close(log).await;
+    });
+}
+
+/// A bad second vote slot was restored by writing the first one, the only good one, first.
+#[test]
+fn a_bad_vote_slot_is_restored_before_the_good_one_is_written() {
+    run(async {
+        let disk = SimDisk::default();
+        let mut log = filled(&disk, 1).await;
+        log.save_vote(&Vote::new(3, 1)).await.unwrap();
+        close(log).await;
+        for bad in [0, 4096] {
+            let disk = disk.fork();
+            disk.corrupt("vote", |b| b[bad + 60] ^= 1);
+            disk.record();
+            let mut log = open_small(&disk).unwrap();
+            let first = disk.recorded().into_iter().find_map(|c| match c {
+                Change::Write(_, offset, data) if data.starts_with(b"QUIREVOT") => Some(offset),
+                _ => None,
+            });
+            assert_eq!(first, Some(bad));
+            assert_eq!(log.read_vote().await.unwrap(), Some(Vote::new(3, 1)));
+            close(log).await;
+        }
+    });
+}
