@@ -101,6 +101,12 @@ pub struct NodeArgs {
     /// Checkpoint a database when its WAL holds this much [default: 16].
     #[arg(long, env = "QUIRE_CHECKPOINT_MIB", value_name = "MIB")]
     pub checkpoint_mib: Option<u64>,
+    /// Keep at least this much of the Raft log, for members that lag, when it is purged [default: 64].
+    #[arg(long, env = "QUIRE_LOG_RETAIN_MIB", value_name = "MIB")]
+    pub log_retain_mib: Option<u64>,
+    /// Look for damaged pages in the background at this rate, in MiB per second; 0: never [default: 4].
+    #[arg(long, env = "QUIRE_SCRUB_RATE_MIB", value_name = "MIB")]
+    pub scrub_rate_mib: Option<u64>,
 }
 
 impl NodeArgs {
@@ -124,6 +130,8 @@ impl NodeArgs {
             election_timeout_ms: self.election_timeout_ms.or(file.election_timeout_ms),
             log_segment_mib: self.log_segment_mib.or(file.log_segment_mib),
             checkpoint_mib: self.checkpoint_mib.or(file.checkpoint_mib),
+            log_retain_mib: self.log_retain_mib.or(file.log_retain_mib),
+            scrub_rate_mib: self.scrub_rate_mib.or(file.scrub_rate_mib),
         }
     }
 }
@@ -147,6 +155,9 @@ pub struct VerifyArgs {
     /// Also checkpoint every database on every node, and compare SHA-256 of the files. Writers wait meanwhile.
     #[arg(long)]
     pub files: bool,
+    /// Also have every node read all its pages, and repair what is damaged.
+    #[arg(long)]
+    pub scrub: bool,
     /// How long to wait for the nodes, in seconds.
     #[arg(long, default_value_t = 30, value_name = "S")]
     pub timeout: u64,

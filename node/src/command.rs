@@ -11,7 +11,7 @@
 //!  32  u64  database checksum after it          barrier, 3, and verification, 4
 //!  40  u64  id of the originating node            0  u8      kind
 //!  48  the transaction (its own layout)           1  u8      version, 1
-//!                                                 2  u8      flags: 1 = files (verification only)
+//!                                                 2  u8      flags: 1 = files, 2 = scrub (verification only)
 //!                                                 3  5 × 0
 //!                                                 8  u64     nonce
 //! ```
@@ -81,6 +81,8 @@ pub enum Command {
     Verify {
         /// Also checkpoint, and hash the files.
         files: bool,
+        /// Also read all pages, and compare them with their hashes.
+        scrub: bool,
         /// Tells verifications apart.
         nonce: u64,
     },
@@ -120,8 +122,9 @@ impl Command {
                 out.extend_from_slice(&[3, VERSION, 0, 0, 0, 0, 0, 0]);
                 out.extend_from_slice(&nonce.to_le_bytes());
             }
-            Command::Verify { files, nonce } => {
-                out.extend_from_slice(&[4, VERSION, u8::from(*files), 0, 0, 0, 0, 0]);
+            Command::Verify { files, scrub, nonce } => {
+                let flags = u8::from(*files) | u8::from(*scrub) << 1;
+                out.extend_from_slice(&[4, VERSION, flags, 0, 0, 0, 0, 0]);
                 out.extend_from_slice(&nonce.to_le_bytes());
             }
         }
@@ -176,8 +179,12 @@ impl Command {
                 if bytes.len() != 16 {
                     return Err(short(16));
                 }
-                let files = bytes[2] & 1 != 0;
-                Ok(if kind == 3 { Command::Barrier { nonce } } else { Command::Verify { files, nonce } })
+                let (files, scrub) = (bytes[2] & 1 != 0, bytes[2] & 2 != 0);
+                Ok(if kind == 3 {
+                    Command::Barrier { nonce }
+                } else {
+                    Command::Verify { files, scrub, nonce }
+                })
             }
             _ => Err(err(0, format!("unknown kind {kind}"))),
         }
@@ -209,7 +216,11 @@ mod tests {
             "[a-z][a-z0-9_]{0,20}"
                 .prop_map(|name| Command::CreateDatabase { name, page_size: PageSize::DEFAULT }),
             any::<u64>().prop_map(|nonce| Command::Barrier { nonce }),
-            any::<(bool, u64)>().prop_map(|(files, nonce)| Command::Verify { files, nonce }),
+            any::<(bool, bool, u64)>().prop_map(|(files, scrub, nonce)| Command::Verify {
+                files,
+                scrub,
+                nonce
+            }),
         ]
     }
 

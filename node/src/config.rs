@@ -40,6 +40,10 @@ pub struct Config {
     pub limits: Limits,
     /// A WAL with so many bytes of pages is checkpointed.
     pub checkpoint_bytes: u64,
+    /// Bytes of log that a purge leaves.
+    pub log_retain_bytes: u64,
+    /// Bytes that are scrubbed in a second; 0: none.
+    pub scrub_bytes_per_second: u64,
 }
 
 /// Bounds on one transaction.
@@ -116,6 +120,14 @@ impl Config {
         if !(100..=600_000).contains(&deadline) {
             return bad("--commit-timeout-ms", format!("{deadline} is not from 100 to 600000"));
         }
+        let log_retain_mib = args.log_retain_mib.unwrap_or(64);
+        if log_retain_mib > 1 << 20 {
+            return bad("--log-retain-mib", format!("{log_retain_mib} is above 1048576"));
+        }
+        let scrub_rate_mib = args.scrub_rate_mib.unwrap_or(4);
+        if scrub_rate_mib > 4096 {
+            return bad("--scrub-rate-mib", format!("{scrub_rate_mib} is above 4096"));
+        }
         let checkpoint_mib = args.checkpoint_mib.unwrap_or(16);
         if !(1..=65_536).contains(&checkpoint_mib) {
             return bad("--checkpoint-mib", format!("{checkpoint_mib} is not from 1 to 65536"));
@@ -137,6 +149,8 @@ impl Config {
             segment_bytes: segment_mib << 20,
             limits: Limits { commit_deadline: Duration::from_millis(deadline), max_transaction: 60 << 20 },
             checkpoint_bytes: checkpoint_mib << 20,
+            log_retain_bytes: log_retain_mib << 20,
+            scrub_bytes_per_second: scrub_rate_mib << 20,
         })
     }
 }

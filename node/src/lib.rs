@@ -20,3 +20,5 @@ pub mod manifest;
 pub mod name;
 pub mod node;
 pub mod peers;
+pub mod repair;
+pub mod transfer;

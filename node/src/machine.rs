@@ -4,16 +4,25 @@
 //! `apply` only queues. What is *durable* is another matter: the manifest names a position up to which all
 //! databases have everything in their files; after a restart, entries from there on come again, and each
 //! database leaves out what it has.
+//!
+//! A Raft snapshot is the manifest. A member that needs one gets each database's state from the leader
+//! ([`crate::transfer`]), as it is by then: at the manifest's position or after it. The entries in between, which come
+//! again, are left out as after a restart.
 
 use crate::command::Command;
 use crate::db::DbError;
-use crate::db::database::{Context, Work};
+use crate::db::database::{Context, Database, Work};
+use crate::db::install::InstallError;
 use crate::db::registry::Registry;
 use crate::manifest::{Manifest, ManifestError};
-use quire_raft::{AppliedState, Committed, LogPosition, Payload, StateMachine};
+use crate::node::Node;
+use crate::transfer::{self, Received};
+use bytes::Bytes;
+use futures_util::future::BoxFuture;
+use quire_raft::{AppliedState, Committed, LogPosition, NodeId, Payload, StateMachine};
 use std::io;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak};
 use tokio::sync::watch;
 use tracing::{error, info};
 
@@ -52,6 +61,10 @@ pub struct Machine {
     /// One writer of the manifest at a time; entries are taken meanwhile.
     storing: Mutex<()>,
     taken: watch::Sender<Option<u64>>,
+    /// The node, for transfers.
+    node: OnceLock<Weak<Node>>,
+    /// States that were fetched for a snapshot, and from whom.
+    fetched: Mutex<Vec<(Arc<Database>, NodeId, Received)>>,
 }
 
 impl Machine {
@@ -76,7 +89,28 @@ impl Machine {
             state: Mutex::new(state),
             storing: Mutex::default(),
             taken,
+            node: OnceLock::new(),
+            fetched: Mutex::default(),
         })
+    }
+
+    /// The node has started.
+    pub fn attach(&self, node: &Arc<Node>) {
+        let _ = self.node.set(Arc::downgrade(node));
+    }
+
+    fn node(&self) -> io::Result<Arc<Node>> {
+        let node = self.node.get().and_then(Weak::upgrade);
+        node.ok_or_else(|| io::Error::other("the node is starting or stopping"))
+    }
+
+    /// The durable position.
+    pub fn durable(&self) -> Option<LogPosition> {
+        self.state().manifest.position
+    }
+
+    fn fetched(&self) -> MutexGuard<'_, Vec<(Arc<Database>, NodeId, Received)>> {
+        self.fetched.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// The index of the last entry that was taken, as it moves.
@@ -106,9 +140,9 @@ impl Machine {
                     }
                 }
                 Ok(Command::Barrier { .. }) => {}
-                Ok(Command::Verify { files, .. }) => {
+                Ok(Command::Verify { files, scrub, .. }) => {
                     for database in self.registry.all() {
-                        database.enqueue(Work::Verify { index: position.index, files });
+                        database.enqueue(Work::Verify { index: position.index, files, scrub });
                     }
                 }
                 Err(error) => {
@@ -144,6 +178,27 @@ impl Machine {
         Ok(())
     }
 
+    /// All databases have at least the state of a snapshot: so has the manifest.
+    fn adopt(&self, applied: AppliedState) -> io::Result<()> {
+        let _one = self.storing.lock().unwrap_or_else(PoisonError::into_inner);
+        let databases = self.registry.all();
+        let manifest = Manifest {
+            position: applied.position,
+            membership: applied.membership.map(|bytes| bytes.to_vec()).unwrap_or_default(),
+            databases: databases.iter().map(|db| (db.id, db.page_size, db.name.clone())).collect(),
+        };
+        manifest.store(&self.manifest_path)?;
+        let mut state = self.state();
+        state.taken = manifest.position;
+        state.memberships.clear();
+        state.manifest = manifest;
+        self.taken.send_replace(state.taken.map(|p| p.index));
+        if let Some(position) = state.taken {
+            self.context.leadership.saw_term(position.term);
+        }
+        Ok(())
+    }
+
     /// What the manifest may say now; `None` if it has nothing new to say.
     fn next_manifest(&self, state: &State) -> Option<Manifest> {
         let mut position = state.taken?;
@@ -167,12 +222,75 @@ impl Machine {
     }
 }
 
+/// Installs a state; where entries came between, gets the rest of a newer one first.
+async fn install(
+    node: &Arc<Node>,
+    database: &Arc<Database>,
+    from: NodeId,
+    at_least: u64,
+    mut received: Received,
+) -> Result<(), String> {
+    const ATTEMPTS: usize = 5;
+    for _ in 0..ATTEMPTS {
+        match database.install_incoming(received.incoming.clone()).await {
+            Ok(()) => return Ok(()),
+            Err(InstallError::Db(error)) => return Err(error.to_string()),
+            Err(error) => info!(database = database.name, "not installed: {error}"),
+        }
+        drop(received);
+        let again = transfer::receive(node, database, from, at_least.max(database.dealt_with()), false).await;
+        received = again.map_err(|error| error.to_string())?;
+    }
+    Err(format!("{} moved on each time before a snapshot was installed", database.name))
+}
+
 impl StateMachine for Machine {
     fn applied(&self) -> io::Result<AppliedState> {
+        Ok(self.state().manifest.applied())
+    }
+
+    fn snapshot(&self) -> io::Result<(AppliedState, Bytes)> {
         let state = self.state();
-        let manifest = &state.manifest;
-        let membership = (!manifest.membership.is_empty()).then(|| manifest.membership.clone().into());
-        Ok(AppliedState { position: manifest.position, membership })
+        Ok((state.manifest.applied(), state.manifest.encode().into()))
+    }
+
+    fn fetch(&self, from: NodeId, snapshot: Bytes) -> BoxFuture<'static, io::Result<()>> {
+        self.fetched().clear();
+        let node = self.node();
+        Box::pin(async move {
+            let node = node?;
+            let manifest = Manifest::decode(&snapshot).map_err(io::Error::other)?;
+            let position = manifest.position.ok_or_else(|| io::Error::other("the snapshot is of nothing"))?;
+            for (id, page_size, name) in manifest.databases {
+                let database = node.database_for(id, &name, page_size).await?;
+                let received = transfer::receive(&node, &database, from, position.index, false).await;
+                let received = received.map_err(|error| io::Error::other(format!("{name}: {error}")))?;
+                node.machine().fetched().push((database, from, received));
+            }
+            Ok(())
+        })
+    }
+
+    fn install(&self, state: AppliedState, snapshot: Bytes) -> BoxFuture<'static, io::Result<()>> {
+        let fetched = std::mem::take(&mut *self.fetched());
+        let node = self.node();
+        Box::pin(async move {
+            let node = node?;
+            let manifest = Manifest::decode(&snapshot).map_err(io::Error::other)?;
+            if fetched.len() != manifest.databases.len() {
+                return Err(io::Error::other("the snapshot's databases were not all received"));
+            }
+            for (database, from, received) in fetched {
+                let at_least = state.position.map_or(0, |position| position.index);
+                install(&node, &database, from, at_least, received).await.map_err(io::Error::other)?;
+                if node.registry().get(database.id).is_none() {
+                    node.registry().insert(database);
+                }
+            }
+            let installing = node.clone();
+            let stored = tokio::task::spawn_blocking(move || installing.machine().adopt(state)).await;
+            stored.map_err(io::Error::other)?
+        })
     }
 
     fn apply(&self, batch: Vec<Committed>) -> io::Result<()> {

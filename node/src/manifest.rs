@@ -12,7 +12,7 @@
 //! Entries after that position are read again from the log at the next start.
 
 use crate::command::DbId;
-use quire_raft::LogPosition;
+use quire_raft::{AppliedState, LogPosition};
 use quire_vfs::format::{FormatError, PageSize};
 use std::fs::File;
 use std::io::{self, Write};
@@ -46,7 +46,14 @@ pub enum ManifestError {
 }
 
 impl Manifest {
-    fn encode(&self) -> Vec<u8> {
+    /// What Raft calls the applied state.
+    pub fn applied(&self) -> AppliedState {
+        let membership = (!self.membership.is_empty()).then(|| self.membership.clone().into());
+        AppliedState { position: self.position, membership }
+    }
+
+    /// The manifest's bytes.
+    pub fn encode(&self) -> Vec<u8> {
         let mut out = MAGIC.to_vec();
         out.extend_from_slice(&VERSION.to_le_bytes());
         let words = self.position.map_or([u64::MAX; 3], |p| [p.term, p.leader, p.index]);
@@ -65,7 +72,8 @@ impl Manifest {
         out
     }
 
-    fn decode(bytes: &[u8]) -> Result<Manifest, FormatError> {
+    /// Reads a manifest.
+    pub fn decode(bytes: &[u8]) -> Result<Manifest, FormatError> {
         let err = |offset: usize, reason: &str| FormatError {
             what: "manifest",
             offset: offset as u64,

@@ -10,6 +10,7 @@
 //! ```
 
 use crate::access::{Access, AccessError};
+use crate::command::DbId;
 use crate::config::{Config, Limits};
 use crate::db::database::{Context, Database, Work};
 use crate::db::registry::Registry;
@@ -18,8 +19,9 @@ use crate::gate::server::SocketError;
 use crate::leadership::Leadership;
 use crate::machine::{Machine, MachineError};
 use crate::peers::{self, LeaderError, PeerHandler, PeerRequest};
+use crate::repair;
 use nix::fcntl::{Flock, FlockArg};
-use quire_raft::{ClusterKey, KeyError, Peer, Raft, RaftConfig, RaftStatus, StartError};
+use quire_raft::{ClusterKey, KeyError, LogPosition, Peer, Raft, RaftConfig, RaftStatus, StartError};
 use quire_vfs::format::PageSize;
 use quire_vfs::format::transaction::TxnId;
 use quire_vfs::shim::vfs::SOCKET;
@@ -35,6 +37,10 @@ use tracing::{error, info, warn};
 const OPEN_DEADLINE: Duration = Duration::from_secs(8);
 /// Databases that changed are checkpointed this often even if their WAL is short.
 const CHECKPOINT_INTERVAL: Duration = Duration::from_secs(60);
+/// How often the log is looked at.
+const LOG_INTERVAL: Duration = Duration::from_secs(2);
+/// When a restart would have to read more log than this, in bytes, all that changed is checkpointed at once.
+const MAX_REPLAY: u64 = 256 << 20;
 
 /// A node can't start or go on.
 #[derive(Debug, thiserror::Error)]
@@ -155,6 +161,25 @@ impl Node {
         &self.registry
     }
 
+    /// The state machine.
+    pub fn machine(&self) -> &Machine {
+        &self.machine
+    }
+
+    /// A database that a snapshot contains: the one that is there, or the files of a new one.
+    pub async fn database_for(&self, id: DbId, name: &str, page_size: PageSize) -> io::Result<Arc<Database>> {
+        if let Some(database) = self.registry.get(id) {
+            return Ok(database);
+        }
+        if self.registry.find(name).is_some() {
+            return Err(io::Error::other(format!("there is another database {name} here")));
+        }
+        let (registry, name) = (self.registry.clone(), name.to_owned());
+        let position = LogPosition { index: id.0, ..LogPosition::default() };
+        let prepare = move || registry.prepare(position, &name, page_size).map_err(io::Error::other);
+        tokio::task::spawn_blocking(prepare).await.map_err(io::Error::other)?
+    }
+
     /// Whether this node may grant leases now.
     pub fn leadership(&self) -> &Leadership {
         &self.context.leadership
@@ -203,11 +228,13 @@ impl Node {
         sql::register()?;
 
         let (checkpoints, asked) = mpsc::unbounded_channel();
+        let (repairs, fenced) = mpsc::unbounded_channel();
         let context = Arc::new(Context {
             node_id: config.node_id,
             leadership: Leadership::new(config.election_timeout * 2),
             runtime: tokio::runtime::Handle::current(),
             checkpoints,
+            repairs,
             checkpoint_bytes: config.checkpoint_bytes,
             flushed: OnceLock::new(),
         });
@@ -245,6 +272,14 @@ impl Node {
             _lock: lock,
         });
         handler.attach(&node);
+        node.machine.attach(&node);
+        tokio::spawn(repair::repair(node.clone(), fenced));
+        tokio::spawn(repair::scrub(node.clone()));
+        // Those that were found changed or damaged when they were opened.
+        for database in node.registry.all().iter().filter(|database| database.fenced().is_some()) {
+            warn!(database = database.name, "fenced: {}", database.fenced().unwrap_or_default());
+            database.ask_repair();
+        }
         tokio::spawn(checkpointer(node.clone(), asked));
         tokio::spawn(follow_leadership(node.clone()));
         tokio::spawn(become_ready(node.clone()));
@@ -270,6 +305,16 @@ impl Node {
         entered.map_err(NodeError::Cluster)
     }
 
+    /// Purges what no restart here needs any more and what lagging members are not left time for.
+    async fn purge_log(&self) {
+        let Some(durable) = self.machine.durable() else { return };
+        let Some(upto) = self.raft().purge_point(durable.index, self.config.log_retain_bytes) else { return };
+        match self.raft().purge(upto).await {
+            Ok(()) => info!(upto, log_bytes = self.raft().log_bytes(), "log purged"),
+            Err(error) => warn!(upto, "log not purged: {error}"),
+        }
+    }
+
     /// The gate's socket.
     pub fn socket_path(&self) -> PathBuf {
         self.registry.directory().join(SOCKET)
@@ -279,6 +324,11 @@ impl Node {
     pub async fn wait_taken(&self, index: u64) {
         let mut taken = self.machine.taken();
         let _ = taken.wait_for(|at| at.is_some_and(|at| at >= index)).await;
+    }
+
+    /// The last entry that has been handed to the databases' queues.
+    pub fn taken(&self) -> u64 {
+        self.machine.taken().borrow().unwrap_or_default()
     }
 
     /// A database for an app, created cluster-wide if it doesn't exist and `create` says so; ready to read.
@@ -351,8 +401,13 @@ impl Node {
     }
 
     /// Has all nodes record their checksums at one entry, and returns its index.
-    pub async fn verify(self: &Arc<Self>, files: bool, deadline: Duration) -> Result<u64, LeaderError> {
-        peers::ask_leader(self, PeerRequest::Verify { files }, deadline).await
+    pub async fn verify(
+        self: &Arc<Self>,
+        files: bool,
+        scrub: bool,
+        deadline: Duration,
+    ) -> Result<u64, LeaderError> {
+        peers::ask_leader(self, PeerRequest::Verify { files, scrub }, deadline).await
     }
 
     /// Ends the node: what is in the WALs goes into the files, so that the next start has little to read.
@@ -388,6 +443,7 @@ fn checkpoint(database: &Arc<Database>) -> bool {
 /// Checkpoints databases that ask for it, and now and then all that changed.
 async fn checkpointer(node: Arc<Node>, mut asked: mpsc::UnboundedReceiver<crate::command::DbId>) {
     let mut tick = tokio::time::interval(CHECKPOINT_INTERVAL);
+    let mut look = tokio::time::interval(LOG_INTERVAL);
     loop {
         let databases = tokio::select! {
             id = asked.recv() => match id {
@@ -395,17 +451,25 @@ async fn checkpointer(node: Arc<Node>, mut asked: mpsc::UnboundedReceiver<crate:
                 None => return,
             },
             _ = tick.tick() => node.registry.all(),
+            _ = look.tick() => {
+                let durable = node.machine.durable().map_or(0, |position| position.index);
+                if node.raft().bytes_after(durable) <= MAX_REPLAY {
+                    continue;
+                }
+                node.registry.all()
+            }
         };
-        let node = node.clone();
+        let ours = node.clone();
         let work = tokio::task::spawn_blocking(move || {
             for database in databases.iter().filter(|database| !checkpoint(database)) {
-                node.context.ask_again(database.id);
+                ours.context.ask_again(database.id);
             }
-            node.store_manifest();
+            ours.store_manifest();
         });
         if let Err(error) = work.await {
             error!("the checkpointer failed: {error}");
         }
+        node.purge_log().await;
     }
 }
 
@@ -433,10 +497,8 @@ async fn become_ready(node: Arc<Node>) {
         node.wait_taken(index).await;
     }
     for database in node.registry.all() {
-        let (tx, rx) = tokio::sync::oneshot::channel();
-        database.enqueue(Work::Signal(tx));
         // A database whose gate a paused app holds must not keep the others.
-        let _ = tokio::time::timeout(OPEN_DEADLINE, rx).await;
+        let _ = tokio::time::timeout(OPEN_DEADLINE, database.settled()).await;
     }
     node.ready.send_replace(true);
     info!(databases = node.registry.all().len(), committed = status.committed_index, "ready");

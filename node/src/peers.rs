@@ -6,7 +6,7 @@ use crate::command::Command;
 use crate::node::Node;
 use bytes::Bytes;
 use futures_util::future::BoxFuture;
-use quire_raft::{NodeId, Peer, ProposeError, RaftError, RequestHandler};
+use quire_raft::{Bulk, NodeId, Peer, ProposeError, RaftError, RequestHandler};
 use quire_vfs::format::PageSize;
 use serde::{Deserialize, Serialize};
 use std::sync::{Arc, OnceLock, Weak};
@@ -50,6 +50,8 @@ pub enum PeerRequest {
     Verify {
         /// Hash the files, too.
         files: bool,
+        /// Read all pages, too.
+        scrub: bool,
     },
 }
 
@@ -129,6 +131,15 @@ impl RequestHandler for PeerHandler {
             serde_json::to_vec(&response).unwrap_or_default().into()
         })
     }
+
+    fn bulk(&self, from: NodeId, stream: Bulk) -> BoxFuture<'static, ()> {
+        let node = self.node.get().and_then(Weak::upgrade);
+        Box::pin(async move {
+            if let Some(node) = node {
+                crate::transfer::serve(&node, from, stream).await;
+            }
+        })
+    }
 }
 
 /// Serves a request on this node.
@@ -165,7 +176,7 @@ async fn serve(node: &Arc<Node>, request: PeerRequest) -> PeerResponse {
             Command::CreateDatabase { name, page_size }
         }
         PeerRequest::Barrier => Command::Barrier { nonce: nonce() },
-        PeerRequest::Verify { files } => Command::Verify { files, nonce: nonce() },
+        PeerRequest::Verify { files, scrub } => Command::Verify { files, scrub, nonce: nonce() },
     };
     match raft.propose(command.encode()).await {
         Ok(position) => PeerResponse::Index(position.index),

@@ -405,7 +405,7 @@ impl Scene {
         }
         // First, as everything that was proposed comes before it in the log or never.
         let address = self.test.cluster.node(leader).unwrap().http.clone();
-        let report = verify(&address, true, PATIENCE).unwrap();
+        let report = verify(&address, true, false, PATIENCE).unwrap();
         assert!(report.identical, "{:?}\n{}", report.faults, self.test.cluster.logs(30));
         let mut files: Vec<(u64, BTreeSet<u64>)> = Vec::new();
         for node in &self.test.cluster.nodes {

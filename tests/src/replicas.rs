@@ -48,7 +48,7 @@ pub fn assert_identical(test: &TestCluster, name: &str, queries: &[&str]) {
             assert!(found == expected, "node {node}: {query} of {name} is another than on node 1");
         }
     }
-    let report = verify(&test.cluster.nodes[0].http, true, PATIENCE).unwrap();
+    let report = verify(&test.cluster.nodes[0].http, true, false, PATIENCE).unwrap();
     assert!(report.identical, "{name}: {report:#?}\n{}", test.cluster.logs(30));
     assert!(report.databases.contains_key(name), "{report:#?}");
     for node in nodes {

@@ -250,6 +250,27 @@ impl Holder {
             code => Err(HoldError::Sqlite { path: self.path.clone(), what: "reading it", code }),
         }
     }
+
+    /// Writes a page of the database *file*. Readers must be kept out.
+    pub fn write_page(&self, page: PageNo, size: PageSize, data: &[u8]) -> Result<(), HoldError> {
+        self.checked("writing it", self.file.write(data, size.offset_of(page)))
+    }
+
+    /// Cuts the database *file* to a number of pages, and syncs it. Readers must be kept out.
+    pub fn cut_and_sync(&self, pages: u32, size: PageSize) -> Result<(), HoldError> {
+        let bytes = i64::from(pages) * i64::from(size.get());
+        if self.file_size()? > bytes as u64 {
+            self.checked("truncating it", self.file.truncate(bytes))?;
+        }
+        self.checked("syncing it", self.file.sync(SQLITE_SYNC_NORMAL))
+    }
+
+    fn checked(&self, what: &'static str, code: c_int) -> Result<(), HoldError> {
+        match code {
+            SQLITE_OK => Ok(()),
+            code => Err(HoldError::Sqlite { path: self.path.clone(), what, code }),
+        }
+    }
 }
 
 /// The VFS that ours wrap, or the default one if none is registered.

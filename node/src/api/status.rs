@@ -89,6 +89,7 @@ fn describe(node: &Arc<Node>) -> Value {
             "db_applied_index": main.map(|db| db.index),
             "ready": node.is_ready(),
             "raft": raft(&status),
+            "log_bytes": node.raft().log_bytes(),
             "sqlite3": {
                 "version": rusqlite::version(),
                 "path": main.map(|db| node.registry().directory().join(format!("{}.db", db.name))),

@@ -2,6 +2,7 @@
 //! records each database's checksum as it is at exactly that entry, and the records are compared.
 
 use super::{NodeState, Params, body, error};
+use crate::db::database::Scrubbed;
 use crate::peers::LeaderError;
 use axum::extract::State;
 use axum::http::StatusCode;
@@ -14,7 +15,7 @@ const APPEND: Duration = Duration::from_secs(10);
 
 /// Starts a verification.
 pub(super) async fn start(State(node): NodeState, params: Params) -> Response {
-    match node.verify(params.flag("files"), APPEND).await {
+    match node.verify(params.flag("files"), params.flag("scrub"), APPEND).await {
         Ok(index) => body(&json!({ "index": index }), params.flag("pretty")),
         Err(LeaderError::Refused(why)) => error(StatusCode::BAD_REQUEST, &why),
         Err(LeaderError::Unavailable(why)) => error(StatusCode::SERVICE_UNAVAILABLE, &why),
@@ -39,11 +40,15 @@ pub(super) async fn result(State(node): NodeState, params: Params) -> Response {
                 json!({ "name": db.name, "id": db.id.0 })
             }
             Some(found) => {
-                let (sha256, fault) = match found.file {
+                complete &= found.scrubbed != Scrubbed::Underway;
+                let (sha256, mut fault) = match found.file {
                     None => (None, None),
                     Some(Ok(hash)) => (Some(hash), None),
                     Some(Err(why)) => (None, Some(why)),
                 };
+                if let Scrubbed::Damaged(why) = found.scrubbed {
+                    fault = Some(why);
+                }
                 json!({
                     "name": db.name,
                     "id": db.id.0,

@@ -24,7 +24,7 @@ pub struct Report {
 
 /// Prints the verification. Fails unless all nodes hold the same.
 pub fn run(args: &VerifyArgs) -> anyhow::Result<ExitCode> {
-    let report = verify(&args.client.http_addr, args.files, Duration::from_secs(args.timeout))?;
+    let report = verify(&args.client.http_addr, args.files, args.scrub, Duration::from_secs(args.timeout))?;
     if args.client.json {
         let databases: BTreeMap<_, _> = report
             .databases
@@ -43,10 +43,15 @@ pub fn run(args: &VerifyArgs) -> anyhow::Result<ExitCode> {
 }
 
 /// Runs a verification over all nodes of the cluster that the node at `address` belongs to.
-pub fn verify(address: &str, files: bool, timeout: Duration) -> anyhow::Result<Report> {
+pub fn verify(address: &str, files: bool, scrub: bool, timeout: Duration) -> anyhow::Result<Report> {
     let client = Client::new(address);
     let nodes = client.get("/nodes?nonvoters&ver=2")?;
-    let started = client.post(if files { "/verify?files" } else { "/verify" })?;
+    let started = client.post(match (files, scrub) {
+        (false, false) => "/verify",
+        (true, false) => "/verify?files",
+        (false, true) => "/verify?scrub",
+        (true, true) => "/verify?files&scrub",
+    })?;
     let index = started["index"].as_u64().context("the node did not name an index")?;
     let deadline = Instant::now() + timeout;
     let mut report = Report { index, identical: true, faults: Vec::new(), databases: BTreeMap::new() };

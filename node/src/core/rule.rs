@@ -36,6 +36,12 @@ pub enum Verdict {
         /// The last entry of the database.
         last: u64,
     },
+    /// It was written on an entry that never came here: this replica is not what it should be. (A base is always
+    /// committed, so every node that has all entries has it.)
+    Missing {
+        /// The last entry of the database.
+        last: u64,
+    },
     /// It was appended by the leader of another term than its lease's.
     LateTerm,
     /// It is contained in the database already: the log is being read again.
@@ -59,6 +65,8 @@ impl CommitRule {
             Verdict::Known
         } else if entry.term != entry.lease_term {
             Verdict::LateTerm
+        } else if entry.base > self.last {
+            Verdict::Missing { last: self.last }
         } else if entry.base != self.last {
             Verdict::Conflict { last: self.last }
         } else {
@@ -112,6 +120,7 @@ mod tests {
         let entry = Candidate { index: 9, term: 3, base: 7, lease_term: 3 };
         assert_eq!(rule.judge(&entry), Verdict::Apply);
         assert_eq!(rule.judge(&Candidate { base: 6, ..entry }), Verdict::Conflict { last: 7 });
+        assert_eq!(rule.judge(&Candidate { base: 8, ..entry }), Verdict::Missing { last: 7 });
         assert_eq!(rule.judge(&Candidate { term: 4, ..entry }), Verdict::LateTerm);
         assert_eq!(rule.judge(&Candidate { index: 7, ..entry }), Verdict::Known);
     }

@@ -17,19 +17,20 @@
 //! VFS lets it wait a moment for it (`Connection::await_checkpoint`).
 
 use super::DbError;
-use super::database::{Database, State, Work};
-use super::side_file::Durable;
+use super::database::{Database, State};
+use super::side_file::{Durable, Stamp};
 use super::sql;
+use super::view::Rest;
 use quire_raft::LogPosition;
 use quire_vfs::format::checksum::DbChecksum;
 use quire_vfs::format::wal::Salts;
 use quire_vfs::format::wal_index::{self, WalIndex};
-use quire_vfs::format::{FrameNo, PageNo};
+use quire_vfs::format::{FrameNo, PageNo, PageSize};
+use quire_vfs::holder::Holder;
 use sha2::{Digest, Sha256};
 use std::collections::BTreeSet;
 use std::io;
-use std::sync::mpsc::sync_channel;
-use std::sync::{Arc, PoisonError, TryLockError};
+use std::sync::{Arc, TryLockError};
 use std::time::{Duration, Instant};
 use tracing::{debug, warn};
 
@@ -59,33 +60,12 @@ impl Database {
         if !self.durable().1 {
             return Ok(true);
         }
-        let sql_error = sql::error(self.path(), "taking a snapshot for a checkpoint");
-        let reader = sql::checkpointer(self.path())?;
-        const READ: &str = "SELECT count(*) FROM sqlite_schema";
-        // Once before, so that the schema is loaded when the database has to stand still.
-        reader.query_row(READ, [], |_| Ok(())).map_err(&sql_error)?;
-        // On the worker's own turn, as under load it is never idle.
-        let (paused, at_rest) = sync_channel(1);
-        let (go_on, resume) = sync_channel::<()>(1);
-        self.enqueue(Work::Pause { paused, resume });
-        if at_rest.recv_timeout(PATIENCE).is_err() {
-            return Ok(false);
-        }
-        let (snapshot, guard) = {
-            let mut state = self.state();
-            let guard = match self.checkpointing.try_lock() {
-                Ok(guard) => guard,
-                Err(TryLockError::Poisoned(guard)) => guard.into_inner(),
-                Err(TryLockError::WouldBlock) => return Ok(false),
-            };
-            reader.execute_batch("BEGIN").map_err(&sql_error)?;
-            reader.query_row(READ, [], |_| Ok(())).map_err(&sql_error)?;
-            (self.snapshot(&mut state)?, guard)
-        };
+        let Some(Rest { reader, checkpointing, go_on }) = self.rest(false)? else { return Ok(false) };
+        let snapshot = self.snapshot(&mut self.state())?;
         drop(go_on);
         let position = snapshot.position.index;
         let done = self.make_durable(snapshot);
-        drop((reader, guard));
+        drop((reader, checkpointing));
         let done = done?;
         debug!(database = self.name, index = position, done, "checkpoint");
         Ok(done)
@@ -96,10 +76,15 @@ impl Database {
         CLOSE_FACTOR * self.context.checkpoint_bytes
     }
 
-    /// A checkpoint of everything, on the worker, so that nobody publishes meanwhile. `Ok(false)`: readers
-    /// held it up.
+    /// A checkpoint of everything, on the worker, so that nobody publishes meanwhile. `Ok(false)`: readers or
+    /// another checkpoint held it up.
     pub(super) fn checkpoint_all(&self) -> Result<bool, DbError> {
-        let _guard = self.checkpointing.lock().unwrap_or_else(PoisonError::into_inner);
+        // Whoever has it may be waiting for the worker.
+        let _guard = match self.checkpointing.try_lock() {
+            Ok(guard) => guard,
+            Err(TryLockError::Poisoned(guard)) => guard.into_inner(),
+            Err(TryLockError::WouldBlock) => return Ok(false),
+        };
         let snapshot = self.snapshot(&mut self.state())?;
         self.make_durable(snapshot)
     }
@@ -170,7 +155,10 @@ impl Database {
         if before.position == snapshot.position && snapshot.filled {
             return Ok(true);
         }
-        if !self.context.wait_flushed(index, PATIENCE) {
+        // A state that was installed stands in a file of its own, and may be ahead of the log.
+        let installed =
+            self.state().installed.as_ref().is_some_and(|i| i.target.position == snapshot.position);
+        if !installed && !self.context.wait_flushed(index, PATIENCE) {
             warn!(database = self.name, index, "checkpoint: the log is not on disk yet");
             return Ok(false);
         }
@@ -197,8 +185,15 @@ impl Database {
             target: snapshot.consistent_from.max(index),
             checksum: snapshot.checksum,
             pages: snapshot.pages,
+            stamp: self.stamp()?,
         })?;
+        self.installed_is_durable(index)?;
         Ok(true)
+    }
+
+    /// How the database file looks now.
+    pub(super) fn stamp(&self) -> Result<Stamp, DbError> {
+        stamp(&self.holder, self.page_size)
     }
 
     fn record(&self, durable: Durable) -> Result<(), DbError> {
@@ -206,4 +201,11 @@ impl Database {
         self.state().durable = durable;
         Ok(())
     }
+}
+
+/// How a database file looks now.
+pub(super) fn stamp(holder: &Holder, page_size: PageSize) -> Result<Stamp, DbError> {
+    let mut page = vec![0; page_size.bytes()];
+    holder.read_page(PageNo(1), page_size, &mut page)?;
+    Stamp::of(holder.path(), &page)
 }

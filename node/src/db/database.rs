@@ -15,7 +15,10 @@
 
 use super::DbError;
 use super::applier::Wal;
+use super::incoming::Incoming;
+use super::install::{InstallError, install_into_file, take_over};
 use super::side_file::{Contents, Durable, Record, SideFile};
+use super::{checkpoint, scrub};
 use crate::command::{DbId, TransactionHead};
 use crate::core::lease::{LeaseQueue, SessionId};
 use crate::core::recovery::{self, Plan};
@@ -32,6 +35,7 @@ use quire_vfs::gate::lock::GateLock;
 use quire_vfs::gate::proto::{Outcome, Refusal, WalTarget};
 use quire_vfs::holder::{Holder, IndexLock};
 use std::collections::{BTreeSet, HashMap, VecDeque};
+use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
@@ -49,6 +53,8 @@ pub struct Context {
     pub runtime: tokio::runtime::Handle,
     /// Databases whose WAL has grown long.
     pub checkpoints: mpsc::UnboundedSender<DbId>,
+    /// Databases that were fenced.
+    pub repairs: mpsc::UnboundedSender<DbId>,
     /// Bytes of pages after which a WAL counts as long.
     pub checkpoint_bytes: u64,
     /// How far the log is on this node's disk, once Raft has started.
@@ -103,6 +109,8 @@ pub enum Work {
         index: u64,
         /// Also checkpoint, and hash the file.
         files: bool,
+        /// Also read all pages.
+        scrub: bool,
     },
     /// A writer is gone: put the wal-index right if it left it half-written.
     Tidy,
@@ -117,6 +125,13 @@ pub enum Work {
     },
     /// Copy all of the WAL into the database file while nobody publishes.
     Checkpoint,
+    /// Install a state of another node.
+    Install {
+        /// The state.
+        incoming: Incoming,
+        /// Told what became of it.
+        done: oneshot::Sender<Result<(), InstallError>>,
+    },
 }
 
 /// A proposed transaction whose outcome is unknown.
@@ -171,6 +186,21 @@ pub struct Verification {
     pub pages: u32,
     /// SHA-256 of the database file after a full checkpoint, or why there is none.
     pub file: Option<Result<String, String>>,
+    /// What reading all pages came to.
+    pub scrubbed: Scrubbed,
+}
+
+/// What a scrub for a verification came to.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Scrubbed {
+    /// None was asked for.
+    No,
+    /// It goes on.
+    Underway,
+    /// All pages are what they should be.
+    Sound,
+    /// Why the database is fenced.
+    Damaged(String),
 }
 
 #[derive(Debug)]
@@ -199,6 +229,35 @@ pub(super) struct State {
     pub checkpoint_asked: bool,
     /// When the worker last closed the WAL.
     pub closed_at: Option<Instant>,
+    /// While a fenced database gets its state from another node: entries after this one wait for it.
+    pub hold: Option<u64>,
+    /// Bytes of the entries that wait for that.
+    pub held_bytes: usize,
+    /// A state of another node that the database file doesn't have yet.
+    pub installed: Option<Incoming>,
+    /// What is being received of one.
+    pub transfer: Option<Progress>,
+}
+
+impl State {
+    /// The next piece of work that may be done.
+    pub(super) fn take_work(&mut self) -> Option<Work> {
+        if self.is_held() { None } else { self.queue.pop_front() }
+    }
+
+    fn is_held(&self) -> bool {
+        let next = self.queue.front();
+        matches!((self.hold, next), (Some(hold), Some(Work::Entry { position, .. })) if position.index > hold)
+    }
+}
+
+/// How far a transfer has come, in pages.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize)]
+pub struct Progress {
+    /// Received.
+    pub received: u64,
+    /// To be received.
+    pub total: u64,
 }
 
 /// How many recent transactions are remembered.
@@ -232,6 +291,8 @@ pub struct Database {
     pub(super) progress: watch::Sender<u64>,
     /// One checkpoint at a time.
     pub(super) checkpointing: Mutex<()>,
+    /// One transfer at a time of a state to this node.
+    pub transfers: Arc<tokio::sync::Mutex<()>>,
 }
 
 /// What `/status` says of a database.
@@ -261,6 +322,8 @@ pub struct DatabaseStatus {
     pub waiting: usize,
     /// Why the database is not served, if it isn't.
     pub fenced: Option<String>,
+    /// What is being received from another node.
+    pub transfer: Option<Progress>,
 }
 
 impl Database {
@@ -276,21 +339,43 @@ impl Database {
         // SAFETY: the functions are those of the SQLite that is linked into this program.
         let holder = unsafe { Holder::open(&super::sql::api(), path)? };
         hold(&holder)?;
-        let (side, contents) = SideFile::open(path, id, page_size)?;
-        let Contents { durable, records, hashes } = contents;
+        let (mut side, contents) = SideFile::open(path, id, page_size)?;
+        let Contents { mut durable, records, mut hashes } = contents;
+        // One that can't be read was perhaps promised: the database is served only once it has it again.
+        let (incoming, mut fenced) = match Incoming::find(path, id, page_size) {
+            Ok(incoming) => (incoming, None),
+            Err(error) => (None, Some(error.to_string())),
+        };
         let attached = holder.others_attached()?;
         let header = wal_index::recover_header(holder.region(0)?);
         let publications: Vec<_> = records.iter().map(|r| r.publication).collect();
         let plan = recovery::plan(attached, header.as_ref(), durable.position.index, &publications);
         let wal = Wal::open(path, page_size)?;
+        // Where no checkpoint was at work, nobody but the node can have changed the file.
+        let same = durable.target > durable.position.index
+            || checkpoint::stamp(&holder, page_size)? == durable.stamp;
+        if !same {
+            warn!(database = name, "its file was changed while the node was down; reading all of it");
+            fenced = fenced.or(scrub::first_difference(&holder, &hashes)?);
+        }
+        let mut incoming =
+            incoming.filter(|incoming| incoming.target.position.index > durable.position.index);
         let published = match plan {
             Plan::Rebuild => {
                 // A checkpoint was cut short: the file may hold pages of entries that are yet to come again, so
                 // that even a stock reader must wait for them.
-                if durable.target > durable.position.index && !holder.exclude_readers()? {
+                let behind = durable.target > durable.position.index;
+                if (behind || incoming.is_some()) && !holder.exclude_readers()? {
                     warn!(database = name, "a stock reader is there while the database is rebuilt");
                 }
                 holder.lock(IndexLock::Recover)?;
+                if let Some(incoming) = incoming.take() {
+                    durable = install_into_file(&holder, &mut side, &wal, &durable, &incoming)?;
+                    hashes = incoming.hashes;
+                    if durable.target == durable.position.index {
+                        holder.admit_readers();
+                    }
+                }
                 wal.reset(&holder, durable.pages)?;
                 holder.unlock(IndexLock::Recover);
                 durable.position.index
@@ -330,11 +415,21 @@ impl Database {
             publishing: None,
             recent,
             durable,
-            fenced: None,
+            fenced,
             verifications: VecDeque::new(),
             checkpoint_asked: false,
             closed_at: None,
+            hold: None,
+            held_bytes: 0,
+            installed: None,
+            transfer: None,
         };
+        // Apps were attached, and the WAL has the state that was installed.
+        let mut state = state;
+        if let Some(incoming) = incoming.filter(|incoming| incoming.target.position.index <= published) {
+            take_over(&mut state, &incoming);
+        }
+        let index = state.position.index;
         Ok(Database {
             id,
             name: name.to_owned(),
@@ -345,8 +440,9 @@ impl Database {
             state: Mutex::new(state),
             changed: Condvar::new(),
             files: Mutex::new(Files { wal, side }),
-            progress: watch::Sender::new(durable.position.index),
+            progress: watch::Sender::new(index),
             checkpointing: Mutex::new(()),
+            transfers: Arc::default(),
         })
     }
 
@@ -370,11 +466,18 @@ impl Database {
         self.wake(&mut state);
     }
 
+    /// Hands work to the worker that has nothing to do with the order of entries: it also gets it while they wait.
+    pub(super) fn enqueue_first(self: &Arc<Self>, work: Work) {
+        let mut state = self.state();
+        state.queue.push_front(work);
+        self.wake(&mut state);
+    }
+
     /// Starts the worker if there is something for it to do and it isn't at work.
     pub(super) fn wake(self: &Arc<Self>, state: &mut State) {
         let is_work = match &state.publishing {
             Some(publishing) => publishing.ended,
-            None => !state.queue.is_empty(),
+            None => !state.queue.is_empty() && !state.is_held(),
         };
         if !state.running && is_work {
             state.running = true;
@@ -391,6 +494,63 @@ impl Database {
     /// What must have been applied before the database's files make sense to a reader.
     pub fn consistent_from(&self) -> u64 {
         self.state().consistent_from
+    }
+
+    /// Number of pages.
+    pub fn pages(&self) -> u32 {
+        self.state().hashes.len()
+    }
+
+    /// Asks for repair, once more.
+    pub fn ask_repair(&self) {
+        let _ = self.context.repairs.send(self.id);
+    }
+
+    /// A scrub for the verification at `index` has ended.
+    pub fn scrubbed(&self, index: u64, found: Scrubbed) {
+        if let Some(verification) = self.state().verifications.iter_mut().find(|v| v.index == index) {
+            verification.scrubbed = found;
+        }
+    }
+
+    /// Shows how far a transfer has come.
+    pub fn set_transfer(&self, progress: Option<Progress>) {
+        self.state().transfer = progress;
+    }
+
+    /// Waits until everything that is in the queue now has been done.
+    pub async fn settled(self: &Arc<Self>) {
+        let (done, settled) = oneshot::channel();
+        self.enqueue(Work::Signal(done));
+        let _ = settled.await;
+    }
+
+    /// The last entry that was dealt with.
+    pub fn dealt_with(&self) -> u64 {
+        *self.progress.borrow()
+    }
+
+    /// A fenced database is about to be repaired: the entries from now on wait for it. Returns the last one before.
+    pub fn hold(&self) -> u64 {
+        let mut state = self.state();
+        let dealt_with = *self.progress.borrow();
+        state.hold = Some(dealt_with);
+        state.held_bytes = 0;
+        dealt_with
+    }
+
+    /// Installs a state that came from another node.
+    pub async fn install_incoming(self: &Arc<Self>, incoming: Incoming) -> Result<(), InstallError> {
+        let (done, installed) = oneshot::channel();
+        let work = Work::Install { incoming, done };
+        if self.fenced().is_some() {
+            self.enqueue_first(work)
+        } else {
+            self.enqueue(work)
+        }
+        installed.await.unwrap_or_else(|_| {
+            Err(DbError::io(self.path(), "installing a state")(io::ErrorKind::Other.into()).into())
+        })
     }
 
     /// Why the database is not served, if it isn't.
@@ -417,6 +577,7 @@ impl Database {
             queued: state.queue.len() + usize::from(state.running),
             waiting: state.lease.waiting(),
             fenced: state.fenced.clone(),
+            transfer: state.transfer,
         }
     }
 
@@ -424,7 +585,9 @@ impl Database {
     pub fn durable(&self) -> (LogPosition, bool) {
         let state = self.state();
         let is_idle = state.queue.is_empty() && !state.running && state.publishing.is_none();
-        (state.durable.position, state.rule.last() > state.durable.position.index || !is_idle)
+        // What a fenced database skips, it must find in the log again.
+        let is_current = state.rule.last() == state.durable.position.index && state.fenced.is_none();
+        (state.durable.position, !is_current || !is_idle)
     }
 
     /// What the verification at an entry found, if it was made.
@@ -434,8 +597,14 @@ impl Database {
 
     /// Fences the database on this node: it is no longer what the log says.
     pub(super) fn fence(&self, state: &mut State, why: &DbError) {
+        self.fence_for(state, why.to_string());
+    }
+
+    /// Fences the database for a reason, and asks for repair.
+    pub(super) fn fence_for(&self, state: &mut State, why: String) {
         error!(database = self.name, "fenced: {why}");
-        state.fenced = Some(why.to_string());
+        state.fenced = Some(why);
+        self.ask_repair();
     }
 
     pub(super) fn remember(&self, state: &mut State, record: Record) {

@@ -5,8 +5,8 @@
 //!     0  header, 48 bytes     "QUIREINC", u32 version 1, u32 page size, u64 database id,
 //!                             u64 offset of the seal (0: not complete), 12 × 0, u32 crc32
 //!    64  page records         u32 page number, u32 crc32 of number and image, image
-//!     …  seal                 u64 term, u64 leader, u64 index of the state, u64 base, u64 checksum,
-//!                             u32 pages, u32 number of records, u32 × records page numbers,
+//!     …  seal                 u64 term, u64 leader, u64 index of the state, u64 as-of, u64 base,
+//!                             u64 checksum, u32 pages, u32 number of records, u32 × records page numbers,
 //!                             u64 × pages hashes, u32 crc32 of the seal
 //! ```
 //!
@@ -33,7 +33,7 @@ const VERSION: u32 = 1;
 const HEADER_SIZE: usize = 48;
 const RECORDS_AT: u64 = 64;
 const RECORD_HEADER: usize = 8;
-const SEAL_FIXED: usize = 48;
+const SEAL_FIXED: usize = 56;
 
 /// The incoming file of a database file.
 pub fn incoming_path(database: &Path) -> PathBuf {
@@ -47,6 +47,8 @@ pub fn incoming_path(database: &Path) -> PathBuf {
 pub struct Target {
     /// The last entry in the state.
     pub position: LogPosition,
+    /// The entry up to which no other one changed the database.
+    pub as_of: u64,
     /// The last entry in the state that the records are to be added to.
     pub base: u64,
     /// Checksum of the state.
@@ -225,7 +227,7 @@ impl Staging {
         let at = RECORDS_AT + u64::from(self.records) * record_size(self.page_size);
         let mut seal = Vec::with_capacity(SEAL_FIXED + 4 * self.records as usize + 8 * hashes.len() + 4);
         let p = target.position;
-        for word in [p.term, p.leader, p.index, target.base, target.checksum.0] {
+        for word in [p.term, p.leader, p.index, target.as_of, target.base, target.checksum.0] {
             seal.extend_from_slice(&word.to_le_bytes());
         }
         seal.extend_from_slice(&pages.to_le_bytes());
@@ -274,7 +276,8 @@ impl Incoming {
         // `Incoming` exists: `Staging::open` goes to work on it only after the state was installed or refused.
         let map = unsafe { Mmap::map(file) }.map_err(DbError::io(path, "mapping it"))?;
         let err = |at: usize, reason: &str| {
-            let error = FormatError { what: "incoming state", offset: seal_at + at as u64, reason: reason.into() };
+            let error =
+                FormatError { what: "incoming state", offset: seal_at + at as u64, reason: reason.into() };
             DbError::Format { path: path.to_owned(), error }
         };
         let seal = map.get(seal_at as usize..).unwrap_or_default();
@@ -284,13 +287,13 @@ impl Incoming {
         }
         let word = |n: usize| u64_at(body, 8 * n);
         let position = LogPosition { term: word(0), leader: word(1), index: word(2) };
-        let target = Target { position, base: word(3), checksum: DbChecksum(word(4)) };
-        let (count, records) = (u32_at(body, 40) as usize, u32_at(body, 44) as usize);
+        let target = Target { position, as_of: word(3), base: word(4), checksum: DbChecksum(word(5)) };
+        let (count, records) = (u32_at(body, 48) as usize, u32_at(body, 52) as usize);
         let numbers_end = SEAL_FIXED + 4 * records;
         if body.len() != numbers_end + 8 * count
             || seal_at != RECORDS_AT + records as u64 * record_size(page_size)
         {
-            return Err(err(40, "its counts don't fit its size"));
+            return Err(err(48, "its counts don't fit its size"));
         }
         let hashes = body[numbers_end..].chunks_exact(8).map(|chunk| u64_at(chunk, 0)).collect();
         let mut pages = BTreeMap::new();
@@ -348,7 +351,12 @@ mod tests {
 
     fn target(index: u64, hashes: &[u64]) -> Target {
         let position = LogPosition { term: 2, leader: 1, index };
-        Target { position, base: 3, checksum: DbChecksum(hashes.iter().fold(0, |sum, hash| sum ^ hash)) }
+        Target {
+            position,
+            as_of: index + 1,
+            base: 3,
+            checksum: DbChecksum(hashes.iter().fold(0, |sum, hash| sum ^ hash)),
+        }
     }
 
     fn image(page: u32, version: u8) -> Vec<u8> {
@@ -439,9 +447,8 @@ mod tests {
             std::fs::write(incoming_path(&db), &bad).unwrap();
             let ok = match Incoming::find(&db, ID, size()) {
                 Ok(Some(incoming)) => incoming.check().is_ok(),
-                Ok(None) => at < HEADER_SIZE && {
-                    continue;
-                },
+                // A header that isn't ours says that nothing is there.
+                Ok(None) => !(0..HEADER_SIZE).contains(&at),
                 Err(_) => false,
             };
             // Only what nothing reads may change unnoticed: padding, and the checksum for resuming.

@@ -10,16 +10,24 @@
 //! | [`applier`] | writes a transaction into the WAL beside its readers |
 //! | [`side_file`] | `NAME.db-quire`: durable index, page hashes, publications |
 //! | [`checkpoint`] | moves the durable index forward |
+//! | [`view`] | the whole database at one entry, page by page |
+//! | [`scrub`] | reads pages and compares them with their hashes |
+//! | [`incoming`] | `NAME.db-incoming`: a state on its way from another node |
+//! | [`install`] | makes an incoming state this node's own |
 //! | [`sql`] | the daemon's own connections, through the quire VFS |
 
 pub mod applier;
 pub mod checkpoint;
 pub mod database;
 pub mod gate;
+pub mod incoming;
+pub mod install;
 pub mod publish;
 pub mod registry;
+pub mod scrub;
 pub mod side_file;
 pub mod sql;
+pub mod view;
 pub mod worker;
 
 use quire_vfs::format::FormatError;
@@ -69,6 +77,18 @@ pub enum DbError {
         what: &'static str,
         /// What SQLite said.
         error: rusqlite::Error,
+    },
+    /// Entries never came here.
+    #[error("{}: entry {index} stands on entry {base}, but the last one here is {last}: some are missing", path.display())]
+    Missing {
+        /// The database file.
+        path: PathBuf,
+        /// The entry.
+        index: u64,
+        /// What it stands on.
+        base: u64,
+        /// The last one here.
+        last: u64,
     },
     /// The replica is not what the log says.
     #[error("{}: after entry {index} the checksum is {found}, the log says {expected}", path.display())]

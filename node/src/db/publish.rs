@@ -30,6 +30,8 @@ use tracing::{debug, info, warn};
 
 /// How often a worker that waits for the gate lock looks again.
 const LOCK_POLL: Duration = Duration::from_millis(2);
+/// Bytes of entries that wait for a fenced database's repair, at most.
+const MAX_HELD: usize = 64 << 20;
 /// After how long it says that it waits.
 const LOCK_COMPLAINT: Duration = Duration::from_secs(5);
 
@@ -52,13 +54,20 @@ impl Database {
                         state.queue.push_back(Work::Publish(entry));
                     }
                 }
-                Ok(None) => self.dealt_with(&state, position.index),
+                Ok(None) => self.has_dealt_with(&state, position.index),
                 Err(error) => self.fail(&mut state, position.index, &error),
             }
             if state.publishing.is_none() && state.queue.is_empty() {
                 self.advance(&mut state);
             }
         } else {
+            if state.hold.is_some_and(|hold| position.index > hold) {
+                state.held_bytes += body.len();
+                if state.held_bytes > MAX_HELD {
+                    // They are skipped instead; the next attempt at a repair asks for a newer state.
+                    state.hold = None;
+                }
+            }
             state.queue.push_back(Work::Entry { position, head, body });
         }
         self.wake(&mut state);
@@ -74,7 +83,7 @@ impl Database {
     ) -> MutexGuard<'a, State> {
         match self.admit(&mut state, position, &head, body) {
             Ok(Some(entry)) => return self.publish(state, entry),
-            Ok(None) => self.dealt_with(&state, position.index),
+            Ok(None) => self.has_dealt_with(&state, position.index),
             Err(error) => self.fail(&mut state, position.index, &error),
         }
         state
@@ -166,6 +175,9 @@ impl Database {
         match state.rule.judge(&candidate) {
             Verdict::Apply => {}
             Verdict::Known => return Ok(None),
+            Verdict::Missing { last } => {
+                return Err(DbError::Missing { path: self.path().to_owned(), index, base: head.base, last });
+            }
             verdict @ (Verdict::Conflict { .. } | Verdict::LateTerm) => {
                 debug!(database = self.name, index, ?verdict, "skipped");
                 if is_pending {
@@ -307,7 +319,7 @@ impl Database {
         match result {
             Ok(()) => {
                 state.published = index;
-                self.dealt_with(state, index);
+                self.has_dealt_with(state, index);
             }
             Err(error) => self.fail(state, index, &error),
         }
@@ -315,11 +327,11 @@ impl Database {
 
     fn fail(&self, state: &mut State, index: u64, error: &DbError) {
         self.fence(state, error);
-        self.dealt_with(state, index);
+        self.has_dealt_with(state, index);
     }
 
     /// All that is to be done about an entry has been done.
-    fn dealt_with(&self, state: &State, index: u64) {
+    fn has_dealt_with(&self, state: &State, index: u64) {
         self.progress.send_replace(index);
         if index == state.consistent_from {
             self.holder.admit_readers();

@@ -2,7 +2,7 @@
 
 use super::DbError;
 use super::database::{Context, Database, database_path};
-use super::side_file::{Durable, SideFile, side_path};
+use super::side_file::{Durable, SideFile, Stamp, side_path};
 use crate::command::DbId;
 use crate::manifest::sync_dir;
 use quire_raft::LogPosition;
@@ -86,10 +86,15 @@ impl Registry {
     pub fn open(&self, id: DbId, name: &str, page_size: PageSize) -> Result<Arc<Database>, DbError> {
         let path = database_path(&self.directory, name);
         let database = Arc::new(Database::open(self.context.clone(), &path, id, name, page_size)?);
-        let mut databases = self.databases.write().unwrap_or_else(std::sync::PoisonError::into_inner);
-        databases.insert(id, database.clone());
-        self.changes.send_modify(|n| *n += 1);
+        self.insert(database.clone());
         Ok(database)
+    }
+
+    /// Makes a database known.
+    pub fn insert(&self, database: Arc<Database>) {
+        let mut databases = self.databases.write().unwrap_or_else(std::sync::PoisonError::into_inner);
+        databases.insert(database.id, database);
+        self.changes.send_modify(|n| *n += 1);
     }
 
     /// The entry at `position` creates a database. Its files may be there already, when the log is read
@@ -102,14 +107,25 @@ impl Registry {
         if self.find(name).is_some() {
             return Ok(false);
         }
+        self.insert(self.prepare(position, name, page_size)?);
+        info!(database = name, %id, %page_size, "created");
+        Ok(true)
+    }
+
+    /// The files of a database that was created at `position`, opened, but not known yet.
+    pub fn prepare(
+        &self,
+        position: LogPosition,
+        name: &str,
+        page_size: PageSize,
+    ) -> Result<Arc<Database>, DbError> {
+        let id = DbId(position.index);
         let path = database_path(&self.directory, name);
         match SideFile::identify(&path)? {
             Some(found) if found == (id, page_size) && path.exists() => {}
             _ => create_files(&path, position, page_size)?,
         }
-        self.open(id, name, page_size)?;
-        info!(database = name, %id, %page_size, "created");
-        Ok(true)
+        Ok(Arc::new(Database::open(self.context.clone(), &path, id, name, page_size)?))
     }
 }
 
@@ -119,11 +135,12 @@ fn create_files(path: &Path, position: LogPosition, page_size: PageSize) -> Resu
     let image = empty_database(page_size);
     let mut hashes = PageHashes::new(page_size);
     hashes.apply(&PageHashes::delta(1, [(PageNo(1), image.as_slice())]));
-    let durable =
-        Durable { position, target: position.index, checksum: hashes.checksum(), pages: hashes.len() };
     let mut file = File::create(path).map_err(DbError::io(path, "creating it"))?;
     file.write_all(&image).map_err(DbError::io(path, "writing it"))?;
     file.sync_all().map_err(DbError::io(path, "syncing it"))?;
+    let (checksum, pages) = (hashes.checksum(), hashes.len());
+    let stamp = Stamp::of(path, &image)?;
+    let durable = Durable { position, target: position.index, checksum, pages, stamp };
     // The side file comes last: with it, the database counts as created.
     SideFile::create(path, DbId(position.index), &durable, &hashes)?;
     sync_dir(path).map_err(DbError::io(path, "syncing its directory"))
@@ -144,5 +161,6 @@ fn put_aside(path: &Path) -> Result<(), DbError> {
     };
     aside(path)?;
     aside(&super::applier::wal_path(path))?;
+    aside(&super::incoming::incoming_path(path))?;
     aside(&side_path(path))
 }

@@ -2,10 +2,11 @@
 //! record ends in the crc32 of the bytes before it.
 //!
 //! ```text
-//!     0  header, 40 bytes     "QUIRESID", u32 version 1, u32 page size, u64 database id,
+//!     0  header, 40 bytes     "QUIRESID", u32 version 2, u32 page size, u64 database id,
 //!                             12 × 0, u32 crc32
 //!   512  durable slot 0       u64 sequence, u64 term, u64 leader and u64 index of the durable entry,
-//!  1024  durable slot 1       u64 target, u64 checksum, u32 pages, u32 crc32           (56 bytes)
+//!  1024  durable slot 1       u64 target, u64 checksum, u32 pages, u64 size and u64 time of change (ns)
+//!                             of the database file, u32 change counter in it, u32 crc32    (76 bytes)
 //!  2048  16 publications      u64 sequence, u64 index, u64 base, [u8;16] transaction id, [u8;8] salts,
 //!        of 128 bytes         u32 frame, u32 seen, u32 crc32                           (60 bytes)
 //!  4096  page hashes          u64 for each page
@@ -14,7 +15,8 @@
 //! The valid durable slot with the higher sequence counts. It says: the database *file* holds everything up
 //! to `index`, and the hashes are those of that state, except for pages that entries after it write. While
 //! a checkpoint is at work, `target` is the entry that it copies up to: after a crash the file may hold
-//! pages of entries up to there, so it must not serve before they have been read again. Slots and hashes
+//! pages of entries up to there, so it must not serve before they have been read again. Where no checkpoint
+//! was at work, a file that doesn't bear the slot's stamp was changed behind the node's back. Slots and hashes
 //! are synced; publications need not be, as they matter only while the operating system lives.
 
 use super::DbError;
@@ -30,10 +32,10 @@ use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
 const MAGIC: &[u8; 8] = b"QUIRESID";
-const VERSION: u32 = 1;
+const VERSION: u32 = 2;
 const HEADER_SIZE: usize = 40;
 const SLOT_AT: [u64; 2] = [512, 1024];
-const SLOT_SIZE: usize = 56;
+const SLOT_SIZE: usize = 76;
 const RING_AT: u64 = 2048;
 const RING_STRIDE: u64 = 128;
 const RING_SIZE: usize = 60;
@@ -53,6 +55,30 @@ pub struct Durable {
     pub checksum: DbChecksum,
     /// Its size in pages.
     pub pages: u32,
+    /// How the database file looked then.
+    pub stamp: Stamp,
+}
+
+/// How a database file looks from outside: cheap to take, and different once somebody has changed the file.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Stamp {
+    /// Size in bytes.
+    pub size: u64,
+    /// Time of the last change, in nanoseconds since 1970.
+    pub changed: u64,
+    /// SQLite's change counter in the file's header.
+    pub counter: u32,
+}
+
+impl Stamp {
+    /// The stamp of a file whose first bytes are `head`. Opens nothing.
+    pub fn of(path: &Path, head: &[u8]) -> Result<Stamp, DbError> {
+        use std::os::unix::fs::MetadataExt;
+        let metadata = std::fs::metadata(path).map_err(DbError::io(path, "looking at it"))?;
+        let changed = metadata.mtime() as u64 * 1_000_000_000 + metadata.mtime_nsec() as u64;
+        let counter = head.get(24..28).and_then(|b| b.first_chunk()).map_or(0, |b| u32::from_be_bytes(*b));
+        Ok(Stamp { size: metadata.len(), changed, counter })
+    }
 }
 
 /// A publication as it is on record.
@@ -148,6 +174,9 @@ fn encode_slot(sequence: u64, durable: &Durable) -> [u8; SLOT_SIZE] {
         chunk.copy_from_slice(&word.to_le_bytes());
     }
     out[48..52].copy_from_slice(&durable.pages.to_le_bytes());
+    out[52..60].copy_from_slice(&durable.stamp.size.to_le_bytes());
+    out[60..68].copy_from_slice(&durable.stamp.changed.to_le_bytes());
+    out[68..72].copy_from_slice(&durable.stamp.counter.to_le_bytes());
     seal(&mut out);
     out
 }
@@ -157,7 +186,8 @@ fn decode_slot(bytes: &[u8]) -> Option<(u64, Durable)> {
     let position =
         LogPosition { term: u64_at(bytes, 8), leader: u64_at(bytes, 16), index: u64_at(bytes, 24) };
     let (target, checksum) = (u64_at(bytes, 32), DbChecksum(u64_at(bytes, 40)));
-    Some((u64_at(bytes, 0), Durable { position, target, checksum, pages: u32_at(bytes, 48) }))
+    let stamp = Stamp { size: u64_at(bytes, 52), changed: u64_at(bytes, 60), counter: u32_at(bytes, 68) };
+    Some((u64_at(bytes, 0), Durable { position, target, checksum, pages: u32_at(bytes, 48), stamp }))
 }
 
 fn encode_record(sequence: u64, record: &Record) -> [u8; RING_SIZE] {
@@ -325,7 +355,8 @@ mod tests {
 
     fn durable(index: u64, hashes: &PageHashes) -> Durable {
         let position = LogPosition { term: 2, leader: 1, index };
-        Durable { position, target: index, checksum: hashes.checksum(), pages: hashes.len() }
+        let stamp = Stamp { size: index * 4096, changed: 1 << 60, counter: 7 };
+        Durable { position, target: index, checksum: hashes.checksum(), pages: hashes.len(), stamp }
     }
 
     fn record(index: u64) -> Record {

@@ -5,7 +5,7 @@
 //! each database that has something to do. While an app publishes there is nothing to do: it ends, and starts
 //! again when the app is done.
 
-use super::database::{Database, State, VERIFICATIONS, Verification, Work};
+use super::database::{Database, Scrubbed, State, VERIFICATIONS, Verification, Work};
 use quire_vfs::gate::proto::Outcome;
 use std::sync::{Arc, MutexGuard};
 use tracing::warn;
@@ -26,7 +26,7 @@ impl Database {
                 }
                 None => {}
             }
-            let Some(work) = state.queue.pop_front() else {
+            let Some(work) = state.take_work() else {
                 state.running = false;
                 self.watch_wal(&mut state);
                 self.advance(&mut state);
@@ -50,13 +50,14 @@ impl Database {
                     refuse(&mut state, "it is not in the log");
                 }
             }
-            Work::Verify { index, files } => {
+            Work::Verify { index, files, scrub } => {
                 let mut found = Verification {
                     index,
                     last_index: state.rule.last(),
                     checksum: state.hashes.checksum(),
                     pages: state.hashes.len(),
                     file: None,
+                    scrubbed: if scrub { Scrubbed::Underway } else { Scrubbed::No },
                 };
                 if files {
                     drop(state);
@@ -70,6 +71,10 @@ impl Database {
                     state.verifications.pop_front();
                 }
                 state.verifications.push_back(found);
+                if scrub {
+                    // Later on, but the pages are those of no older entry than this.
+                    self.context.runtime.spawn(crate::repair::scrub_now(self.clone(), index));
+                }
                 self.progress.send_if_modified(|at| std::mem::replace(at, index.max(*at)) < index);
             }
             Work::Signal(done) => {
@@ -91,6 +96,12 @@ impl Database {
                     Err(error) => warn!(database = self.name, "checkpoint: {error}"),
                 }
                 state = self.state();
+            }
+            Work::Install { incoming, done } => {
+                let (again, result) = self.install(state, &incoming);
+                drop(incoming);
+                state = again;
+                let _ = done.send(result);
             }
             Work::Tidy => {
                 (state, _) = self.lock_gate(state, None);

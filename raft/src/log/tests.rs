@@ -97,18 +97,18 @@ struct MemState {
 struct MemMachine(Arc<Mutex<MemState>>);
 
 impl RaftSnapshotBuilder<C> for MemMachine {
-    type SnapshotData = ();
+    type SnapshotData = bytes::Bytes;
 
     async fn build_snapshot(&mut self) -> io::Result<Snapshot> {
         let mut s = self.0.lock().unwrap();
         let meta = SnapshotMeta { last_log_id: s.applied, last_membership: s.membership.clone() };
         s.snapshot = Some(meta.clone());
-        Ok(Snapshot { meta, snapshot: () })
+        Ok(Snapshot { meta, snapshot: bytes::Bytes::new() })
     }
 }
 
 impl RaftStateMachine<C> for MemMachine {
-    type SnapshotData = ();
+    type SnapshotData = bytes::Bytes;
     type SnapshotBuilder = Self;
 
     async fn applied_state(&mut self) -> io::Result<(Option<LogId>, StoredMembership)> {
@@ -141,7 +141,7 @@ impl RaftStateMachine<C> for MemMachine {
         self.clone()
     }
 
-    async fn install_snapshot(&mut self, meta: &SnapshotMeta, (): ()) -> io::Result<()> {
+    async fn install_snapshot(&mut self, meta: &SnapshotMeta, _: bytes::Bytes) -> io::Result<()> {
         let mut s = self.0.lock().unwrap();
         s.applied = meta.last_log_id;
         s.membership = meta.last_membership.clone();
@@ -150,7 +150,13 @@ impl RaftStateMachine<C> for MemMachine {
     }
 
     async fn get_current_snapshot(&mut self) -> io::Result<Option<Snapshot>> {
-        Ok(self.0.lock().unwrap().snapshot.clone().map(|meta| Snapshot { meta, snapshot: () }))
+        Ok(self
+            .0
+            .lock()
+            .unwrap()
+            .snapshot
+            .clone()
+            .map(|meta| Snapshot { meta, snapshot: bytes::Bytes::new() }))
     }
 }
 

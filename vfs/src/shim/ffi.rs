@@ -35,6 +35,8 @@ pub const SQLITE_LOCK_NONE: c_int = 0;
 pub const SQLITE_LOCK_SHARED: c_int = 1;
 pub const SQLITE_LOCK_EXCLUSIVE: c_int = 4;
 
+pub const SQLITE_SYNC_NORMAL: c_int = 2;
+
 pub const SQLITE_IOCAP_POWERSAFE_OVERWRITE: c_int = 0x1000;
 
 pub const SQLITE_FCNTL_SIZE_HINT: c_int = 5;

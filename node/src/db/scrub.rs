@@ -1,0 +1,85 @@
+//! Scrubbing: reading what really stands in WAL and file, and comparing it with the page hashes. A database with a
+//! page that isn't what it should be is fenced, and repaired from another node.
+
+use super::DbError;
+use super::database::Database;
+use super::view::View;
+use quire_vfs::format::PageNo;
+use quire_vfs::format::checksum::{PageHashes, page_hash};
+use quire_vfs::holder::Holder;
+use std::sync::Arc;
+use tracing::debug;
+
+impl Database {
+    /// Reads `count` pages from `from` on, as they are now, and fences the database if one is damaged. Returns the
+    /// page to go on with, `None` at the end. Blocks, but nobody waits for it.
+    pub fn scrub(self: &Arc<Self>, from: PageNo, count: u32) -> Result<Option<PageNo>, DbError> {
+        if self.fenced().is_some() {
+            return Ok(None);
+        }
+        let view = self.wait_view()?;
+        let last = from.0.saturating_add(count - 1).min(view.pages());
+        let mut page = vec![0; self.page_size.bytes()];
+        for number in (from.0..=last).map(PageNo) {
+            if !view.is_sound(number, &mut page)? {
+                self.damaged(number, view.position.index);
+                return Ok(None);
+            }
+        }
+        Ok((last < view.pages()).then_some(PageNo(last + 1)))
+    }
+
+    /// A page is not what it should be.
+    pub fn damaged(&self, page: PageNo, index: u64) {
+        let mut state = self.state();
+        if state.fenced.is_none() {
+            let why = format!("page {page} is not what it was at entry {index}: it was changed or damaged");
+            self.fence_for(&mut state, why);
+        }
+    }
+
+    /// The view's hashes as they really are.
+    pub fn true_hashes(&self, view: &View) -> Result<Vec<u64>, DbError> {
+        let mut page = vec![0; self.page_size.bytes()];
+        let mut hashes = Vec::with_capacity(view.hashes.len());
+        let mut damaged = 0;
+        for number in (1..=view.pages()).map(PageNo) {
+            view.read(number, &mut page)?;
+            let hash = page_hash(number, &page);
+            damaged += u32::from(view.hashes[number.0 as usize - 1] != hash);
+            hashes.push(hash);
+        }
+        debug!(database = self.name, damaged, pages = view.pages(), "read all pages");
+        Ok(hashes)
+    }
+}
+
+/// Pages that the file may not have as the view has them count as unknown: they are to be sent again, so that the
+/// pages that are sent lead to the new state from the file alone, too.
+pub fn forget_dirty(hashes: &mut [u64], dirty: &[PageNo]) {
+    for page in dirty {
+        if let Some(hash) = hashes.get_mut((page.0 as usize).saturating_sub(1)) {
+            *hash = 0;
+        }
+    }
+}
+
+/// Why a database file is not what the hashes say, if it isn't. Reads all of it.
+pub(super) fn first_difference(holder: &Holder, hashes: &PageHashes) -> Result<Option<String>, DbError> {
+    let size = hashes.page_size();
+    let expected = u64::from(hashes.len()) * u64::from(size.get());
+    let found = holder.file_size()?;
+    if found != expected {
+        return Ok(Some(format!(
+            "the file has {found} bytes, not {expected}: it was changed while the node was down"
+        )));
+    }
+    let mut page = vec![0; size.bytes()];
+    for number in (1..=hashes.len()).map(PageNo) {
+        holder.read_page(number, size, &mut page)?;
+        if hashes.get(number) != Some(page_hash(number, &page)) {
+            return Ok(Some(format!("page {number} of the file was changed while the node was down")));
+        }
+    }
+    Ok(None)
+}

@@ -1,0 +1,166 @@
+//! A view: the whole database as it is at one entry, page by page, while writers, readers and checkpoints go on.
+//!
+//! Underneath is an ordinary read transaction of the node's SQLite. Its reader slot keeps the frames and the pages
+//! that belong to its snapshot from being overwritten; the pages themselves are read here, past SQLite, from the
+//! WAL and the file.
+
+use super::DbError;
+use super::applier::wal_path;
+use super::database::{Database, Work};
+use super::sql;
+use quire_raft::LogPosition;
+use quire_vfs::format::checksum::{DbChecksum, page_hash};
+use quire_vfs::format::wal::{FRAME_HEADER_SIZE, frame_offset};
+use quire_vfs::format::wal_index::{self, WalIndex};
+use quire_vfs::format::{FrameNo, PageNo};
+use rusqlite::Connection;
+use std::fs::File;
+use std::io;
+use std::os::unix::fs::FileExt;
+use std::sync::mpsc::{SyncSender, sync_channel};
+use std::sync::{Arc, MutexGuard, PoisonError, TryLockError};
+use std::time::Duration;
+
+/// How long to wait for the worker to come to rest.
+const PATIENCE: Duration = Duration::from_secs(10);
+/// Makes SQLite take a snapshot, and read nothing but the database header: a damaged schema must be no hindrance.
+const READ: &str = "PRAGMA user_version";
+
+/// A read transaction that has just taken its snapshot, and with it what must not move before the caller has taken
+/// down what belongs to it: the worker rests, and nobody checkpoints.
+pub(super) struct Rest<'a> {
+    pub reader: Connection,
+    pub checkpointing: MutexGuard<'a, ()>,
+    /// Dropped to let the worker go on.
+    pub go_on: SyncSender<()>,
+}
+
+/// A database at one entry.
+pub struct View {
+    database: Arc<Database>,
+    /// The last entry in it.
+    pub position: LogPosition,
+    /// Its checksum, as this node's state has it.
+    pub checksum: DbChecksum,
+    /// The hash that each page should have.
+    pub hashes: Vec<u64>,
+    /// The pages that the file may not have as the view has them.
+    pub dirty: Vec<PageNo>,
+    wal: File,
+    /// The last frame of the snapshot; 0 if all of it is in the file.
+    max_frame: FrameNo,
+    _reader: Connection,
+}
+
+impl std::fmt::Debug for View {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("View")
+            .field("database", &self.database.name)
+            .field("position", &self.position)
+            .finish()
+    }
+}
+
+impl Database {
+    /// A fenced database publishes nothing, but entries may wait in its queue.
+    fn enqueue_pause(self: &Arc<Self>, pause: Work) {
+        if self.fenced().is_some() { self.enqueue_first(pause) } else { self.enqueue(pause) }
+    }
+
+    /// Brings the database to rest for a moment, and if `wait` says so waits for a checkpoint to end before. `None`:
+    /// something is in the way; try again later.
+    pub(super) fn rest(self: &Arc<Self>, wait: bool) -> Result<Option<Rest<'_>>, DbError> {
+        let checkpointing = match self.checkpointing.try_lock() {
+            Ok(guard) => guard,
+            Err(TryLockError::Poisoned(guard)) => guard.into_inner(),
+            Err(TryLockError::WouldBlock) if wait => {
+                self.checkpointing.lock().unwrap_or_else(PoisonError::into_inner)
+            }
+            Err(TryLockError::WouldBlock) => return Ok(None),
+        };
+        let sql_error = sql::error(self.path(), "taking a snapshot");
+        let reader = sql::checkpointer(self.path())?;
+        // On the worker's own turn, as under load it is never idle.
+        let (paused, at_rest) = sync_channel(1);
+        let (go_on, resume) = sync_channel::<()>(1);
+        self.enqueue_pause(Work::Pause { paused, resume });
+        if at_rest.recv_timeout(PATIENCE).is_err() {
+            return Ok(None);
+        }
+        reader.execute_batch("BEGIN").map_err(&sql_error)?;
+        reader.query_row(READ, [], |_| Ok(())).map_err(&sql_error)?;
+        Ok(Some(Rest { reader, checkpointing, go_on }))
+    }
+
+    /// A view of the database as it is now. Blocks; `None`: something is in the way; try again later.
+    pub fn view(self: &Arc<Self>) -> Result<Option<View>, DbError> {
+        let Some(rest) = self.rest(true)? else { return Ok(None) };
+        let region0 = self.holder.region(0)?;
+        let header = wal_index::read_header(region0).ok_or_else(|| DbError::Index {
+            path: self.path().to_owned(),
+            reason: "the wal-index has no valid header".into(),
+        })?;
+        // SQLite reads the file alone, under the reader slot that says so, where all frames are in it (walTryBeginRead).
+        let filled = wal_index::backfilled(region0) >= header.max_frame;
+        let path = wal_path(self.path());
+        let wal = File::open(&path).map_err(DbError::io(&path, "opening it"))?;
+        let state = self.state();
+        Ok(Some(View {
+            database: self.clone(),
+            position: state.position,
+            checksum: state.hashes.checksum(),
+            hashes: state.hashes.as_slice().to_vec(),
+            dirty: state.dirty.iter().copied().collect(),
+            wal,
+            max_frame: if filled { FrameNo(0) } else { header.max_frame },
+            _reader: rest.reader,
+        }))
+    }
+}
+
+impl View {
+    /// Number of pages.
+    pub fn pages(&self) -> u32 {
+        self.hashes.len() as u32
+    }
+
+    /// Reads a page as it really is on this node.
+    pub fn read(&self, page: PageNo, out: &mut [u8]) -> Result<(), DbError> {
+        let db = &self.database;
+        match wal_index::find(&db.holder, page, self.max_frame).map_err(DbError::index(db.path()))? {
+            None => Ok(db.holder.read_page(page, db.page_size, out)?),
+            Some(frame) => {
+                let at = frame_offset(frame, db.page_size) + FRAME_HEADER_SIZE as u64;
+                let read = self.wal.read_exact_at(out, at);
+                read.map_err(DbError::io(&wal_path(db.path()), "reading a frame"))
+            }
+        }
+    }
+
+    /// Reads a page, and finds out whether it is what it should be.
+    pub fn is_sound(&self, page: PageNo, out: &mut [u8]) -> Result<bool, DbError> {
+        self.read(page, out)?;
+        Ok(self.hashes.get((page.0 as usize).saturating_sub(1)) == Some(&page_hash(page, out)))
+    }
+}
+
+/// Tries again while something is in the way.
+pub fn patiently<T>(mut attempt: impl FnMut() -> Result<Option<T>, DbError>) -> Result<Option<T>, DbError> {
+    const ATTEMPTS: usize = 20;
+    for _ in 0..ATTEMPTS {
+        if let Some(done) = attempt()? {
+            return Ok(Some(done));
+        }
+        std::thread::sleep(Duration::from_millis(50));
+    }
+    Ok(None)
+}
+
+impl Database {
+    /// A view, with some patience.
+    pub fn wait_view(self: &Arc<Self>) -> Result<View, DbError> {
+        let view = patiently(|| self.view())?;
+        let busy = || io::Error::from(io::ErrorKind::ResourceBusy);
+        view.ok_or_else(|| DbError::io(self.path(), "taking a view of it")(busy()))
+    }
+}

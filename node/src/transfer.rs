@@ -1,0 +1,447 @@
+//! Transfer of a database's state from one node to another: the receiver sends the hashes of the pages that it has,
+//! the source sends the pages that differ. Frames of a bulk stream, little-endian:
+//!
+//! ```text
+//! receiver → source
+//!   ask      0  u8 1, u8 version 1, u16 0, u32 number of hashes
+//!            8  u64 database id, u64 entry that the state must contain at least
+//!   hashes   u64 each, in page order, in as many frames as it takes; 0: the page is not there
+//! source → receiver
+//!   state    0  u8 2, 3 × 0, u32 page size
+//!            8  u64 term, u64 leader, u64 index, u64 as-of, u64 checksum, u32 pages, u32 pages that differ
+//!   pages    0  u8 3, 3 × 0, u32 n
+//!            8  u32 × n page numbers, n images
+//!   done     u8 4
+//!   refused  u8 5, UTF-8 text
+//! ```
+//!
+//! The source sends from a view ([`crate::db::view`]), so that its writers and readers go on. The receiver stages what
+//! comes ([`crate::db::incoming`]): after a break it asks again, with the hashes of what it has by then.
+
+use crate::command::DbId;
+use crate::db::DbError;
+use crate::db::database::{Database, Progress};
+use crate::db::incoming::{Incoming, Staging, Target};
+use crate::db::scrub::forget_dirty;
+use crate::db::view::View;
+use crate::node::Node;
+use bytes::{Buf, BufMut, Bytes, BytesMut};
+use quire_raft::{Bulk, LogPosition, NodeId, RequestError};
+use quire_vfs::fault;
+use quire_vfs::format::checksum::DbChecksum;
+use quire_vfs::format::{PageNo, PageSize};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+use tokio::sync::{OwnedMutexGuard, mpsc};
+use tracing::{debug, info, warn};
+
+const VERSION: u8 = 1;
+/// Hashes in one frame.
+const HASHES: usize = 64 << 10;
+/// Bytes of pages in one frame, about.
+const PAGES: usize = 256 << 10;
+/// Frames between the network and the disk.
+const BACKLOG: usize = 8;
+/// How long a source that lags may take to catch up.
+const CATCH_UP: Duration = Duration::from_secs(10);
+/// How often progress is worth a line.
+const REPORT: Duration = Duration::from_secs(5);
+
+/// A transfer failed; what was received is kept for the next attempt.
+#[derive(Debug, thiserror::Error)]
+pub enum TransferError {
+    /// The peer can't be reached, or was lost.
+    #[error(transparent)]
+    Network(#[from] RequestError),
+    /// The peer can't give it.
+    #[error("node {peer} can't give its state: {why}")]
+    Refused {
+        /// The peer.
+        peer: NodeId,
+        /// Why.
+        why: String,
+    },
+    /// The peer doesn't follow the protocol.
+    #[error("node {peer} sent a malformed {what}")]
+    Malformed {
+        /// The peer.
+        peer: NodeId,
+        /// What.
+        what: &'static str,
+    },
+    /// The files refuse.
+    #[error(transparent)]
+    Db(#[from] DbError),
+    /// This node is shutting down.
+    #[error("the node is shutting down")]
+    Stopping,
+}
+
+/// A state that is complete, and the right to install it: no other transfer begins before this is dropped.
+#[derive(Debug)]
+pub struct Received {
+    /// The state.
+    pub incoming: Incoming,
+    _turn: OwnedMutexGuard<()>,
+}
+
+/// What is asked for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Ask {
+    hashes: u32,
+    database: DbId,
+    at_least: u64,
+}
+
+impl Ask {
+    fn encode(self) -> Bytes {
+        let mut out = BytesMut::with_capacity(24);
+        out.put_slice(&[1, VERSION, 0, 0]);
+        out.put_u32_le(self.hashes);
+        out.put_u64_le(self.database.0);
+        out.put_u64_le(self.at_least);
+        out.freeze()
+    }
+
+    fn decode(mut frame: Bytes) -> Result<Ask, String> {
+        if frame.len() != 24 || frame[0] != 1 {
+            return Err("the request makes no sense".into());
+        }
+        if frame[1] != VERSION {
+            return Err(format!("transfers of version {} are not spoken here, but {VERSION}", frame[1]));
+        }
+        frame.advance(4);
+        Ok(Ask {
+            hashes: frame.get_u32_le(),
+            database: DbId(frame.get_u64_le()),
+            at_least: frame.get_u64_le(),
+        })
+    }
+}
+
+/// What the source is about to send.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Offer {
+    page_size: u32,
+    position: LogPosition,
+    as_of: u64,
+    checksum: DbChecksum,
+    pages: u32,
+    differing: u32,
+}
+
+impl Offer {
+    fn encode(self) -> Bytes {
+        let mut out = BytesMut::with_capacity(56);
+        out.put_slice(&[2, 0, 0, 0]);
+        out.put_u32_le(self.page_size);
+        let p = self.position;
+        [p.term, p.leader, p.index, self.as_of, self.checksum.0]
+            .iter()
+            .for_each(|word| out.put_u64_le(*word));
+        out.put_u32_le(self.pages);
+        out.put_u32_le(self.differing);
+        out.freeze()
+    }
+
+    fn decode(mut frame: Bytes) -> Option<Offer> {
+        if frame.len() != 56 || frame[0] != 2 {
+            return None;
+        }
+        frame.advance(4);
+        let page_size = frame.get_u32_le();
+        let position =
+            LogPosition { term: frame.get_u64_le(), leader: frame.get_u64_le(), index: frame.get_u64_le() };
+        let (as_of, checksum) = (frame.get_u64_le(), DbChecksum(frame.get_u64_le()));
+        let (pages, differing) = (frame.get_u32_le(), frame.get_u32_le());
+        (differing <= pages).then_some(Offer { page_size, position, as_of, checksum, pages, differing })
+    }
+}
+
+/// The pages of a frame.
+fn decode_pages(frame: &Bytes, size: PageSize) -> Option<impl Iterator<Item = (PageNo, &[u8])>> {
+    let word = |at: usize| frame.get(at..at + 4)?.first_chunk::<4>().map(|b| u32::from_le_bytes(*b));
+    let n = word(4)? as usize;
+    if frame.len() as u64 != 8 + n as u64 * (4 + u64::from(size.get())) {
+        return None;
+    }
+    let (numbers, images) = frame[8..].split_at(4 * n);
+    let numbers = numbers.chunks_exact(4).map(|b| PageNo(u32::from_le_bytes([b[0], b[1], b[2], b[3]])));
+    Some(numbers.zip(images.chunks_exact(size.bytes())))
+}
+
+// ---- the source -----------------------------------------------------------------------------------
+
+/// Serves one transfer to another node.
+pub async fn serve(node: &Arc<Node>, peer: NodeId, mut stream: Bulk) {
+    match give(node, peer, &mut stream).await {
+        Ok(()) => {}
+        Err(TransferError::Network(error)) => debug!(peer, "transfer: {error}"),
+        Err(error) => {
+            debug!(peer, "transfer refused: {error}");
+            let mut refusal = BytesMut::from(&[5u8][..]);
+            refusal.put_slice(error.to_string().as_bytes());
+            let _ = stream.send(vec![refusal.freeze()]).await;
+        }
+    }
+    stream.finish();
+}
+
+async fn give(node: &Arc<Node>, peer: NodeId, stream: &mut Bulk) -> Result<(), TransferError> {
+    let refused = |why: String| TransferError::Refused { peer: node.id(), why };
+    let lost = || TransferError::Network(RequestError::Lost("the stream ended".into()));
+    let ask = Ask::decode(stream.recv().await?.ok_or_else(lost)?).map_err(refused)?;
+    let database = node.registry().get(ask.database);
+    let database = database.ok_or_else(|| refused(format!("it has no database {}", ask.database)))?;
+    // Hashes of pages that it doesn't have here are of no use.
+    let ours = database.pages() as usize;
+    let (mut theirs, mut left) = (Vec::<u64>::new(), ask.hashes as usize);
+    while left > 0 {
+        let frame = stream.recv().await?.ok_or_else(lost)?;
+        if frame.is_empty() || frame.len() % 8 != 0 || frame.len() > 8 * HASHES {
+            return Err(refused("the hashes make no sense".into()));
+        }
+        left = left.saturating_sub(frame.len() / 8);
+        let hashes = frame.chunks_exact(8).map(|b| b.first_chunk().map_or(0, |b| u64::from_le_bytes(*b)));
+        theirs.extend(hashes.take(ours - theirs.len().min(ours)));
+    }
+    let caught_up = tokio::time::timeout(CATCH_UP, async {
+        node.wait_taken(ask.at_least).await;
+        let as_of = node.taken();
+        database.settled().await;
+        as_of
+    });
+    let late = |_| refused(format!("it hasn't applied entry {} yet", ask.at_least));
+    let as_of = caught_up.await.map_err(late)?.max(ask.at_least);
+
+    let (frames, mut ready) = mpsc::channel(BACKLOG);
+    let reading = tokio::task::spawn_blocking(move || {
+        if let Some(why) = database.fenced() {
+            return Err(TransferError::Refused { peer: 0, why });
+        }
+        let view = database.wait_view()?;
+        read_out(&database, &view, as_of, &theirs, peer, &frames)
+    });
+    while let Some(frame) = ready.recv().await {
+        stream.send(frame).await?;
+    }
+    match reading.await {
+        Ok(Err(TransferError::Refused { why, .. })) => Err(refused(why)),
+        Ok(result) => result,
+        Err(_) => Err(TransferError::Stopping),
+    }
+}
+
+/// Reads what differs, and hands it on, frame by frame.
+fn read_out(
+    database: &Database,
+    view: &View,
+    as_of: u64,
+    theirs: &[u64],
+    peer: NodeId,
+    frames: &mpsc::Sender<Vec<Bytes>>,
+) -> Result<(), TransferError> {
+    let size = database.page_size;
+    let differs = |page: &PageNo| {
+        let at = page.0 as usize - 1;
+        theirs.get(at) != view.hashes.get(at)
+    };
+    let differing: Vec<PageNo> = (1..=view.pages()).map(PageNo).filter(differs).collect();
+    let offer = Offer {
+        page_size: size.get(),
+        position: view.position,
+        as_of: as_of.max(view.position.index),
+        checksum: view.checksum,
+        pages: view.pages(),
+        differing: differing.len() as u32,
+    };
+    let index = view.position.index;
+    info!(
+        database = database.name,
+        peer,
+        index,
+        differing = differing.len(),
+        pages = view.pages(),
+        "sending state"
+    );
+    let lost = |_| TransferError::Network(RequestError::Lost("the receiver is gone".into()));
+    frames.blocking_send(vec![offer.encode()]).map_err(lost)?;
+    let mut image = vec![0; size.bytes()];
+    for pages in differing.chunks((PAGES / size.bytes()).max(1)) {
+        let mut frame = BytesMut::with_capacity(8 + pages.len() * (4 + size.bytes()));
+        frame.put_slice(&[3, 0, 0, 0]);
+        frame.put_u32_le(pages.len() as u32);
+        pages.iter().for_each(|page| frame.put_u32_le(page.0));
+        for page in pages {
+            if !view.is_sound(*page, &mut image)? {
+                database.damaged(*page, index);
+                let why = format!("its page {page} is damaged");
+                return Err(TransferError::Refused { peer: 0, why });
+            }
+            frame.put_slice(&image);
+        }
+        frames.blocking_send(vec![frame.freeze()]).map_err(lost)?;
+    }
+    frames.blocking_send(vec![Bytes::from_static(&[4])]).map_err(lost)
+}
+
+// ---- the receiver ---------------------------------------------------------------------------------
+
+/// Gets the state of a database from `peer`, one that contains the entry `at_least`. With `read`, what this node has
+/// is read from its files; else its page hashes are believed.
+pub async fn receive(
+    node: &Arc<Node>,
+    database: &Arc<Database>,
+    peer: NodeId,
+    at_least: u64,
+    read: bool,
+) -> Result<Received, TransferError> {
+    let turn = database.transfers.clone().lock_owned().await;
+    let ours = database.clone();
+    let prepare = move || -> Result<(Staging, Vec<u64>, u64), DbError> {
+        let staging = Staging::open(ours.path(), ours.id, ours.page_size)?;
+        let view = match ours.wait_view() {
+            Ok(view) => view,
+            // Damaged beyond what SQLite can open: all pages are to be sent.
+            Err(DbError::Sqlite { error, .. }) if read => {
+                warn!(database = ours.name, "getting all pages: {error}");
+                return Ok((staging, Vec::new(), ours.dealt_with()));
+            }
+            Err(error) => return Err(error),
+        };
+        let mut hashes = if read { ours.true_hashes(&view)? } else { view.hashes.clone() };
+        forget_dirty(&mut hashes, &view.dirty);
+        Ok((staging, hashes, view.position.index))
+    };
+    let prepared = tokio::task::spawn_blocking(prepare).await.map_err(|_| TransferError::Stopping)?;
+    let (staging, hashes, base) = prepared?;
+    let resumed = staging.len();
+    let mut have = hashes.clone();
+    staging.overlay(&mut have);
+
+    let mut stream = node.raft().open_bulk(peer).await?;
+    let ask = Ask { hashes: have.len() as u32, database: database.id, at_least };
+    stream.send(vec![ask.encode()]).await?;
+    for some in have.chunks(HASHES) {
+        let frame: BytesMut = some.iter().flat_map(|hash| hash.to_le_bytes()).collect();
+        stream.send(vec![frame.freeze()]).await?;
+    }
+    drop(have);
+    let malformed = |what| TransferError::Malformed { peer, what };
+    let offer = next(&mut stream, peer).await?;
+    let offer = Offer::decode(offer).ok_or_else(|| malformed("state"))?;
+    if offer.page_size != database.page_size.get() || offer.as_of < at_least {
+        return Err(malformed("state"));
+    }
+    let total = u64::from(offer.differing);
+    info!(
+        database = database.name,
+        peer,
+        index = offer.position.index,
+        pages = total,
+        resumed,
+        "receiving state"
+    );
+    let result = take(&mut stream, peer, database, staging, total).await;
+    database.set_transfer(None);
+    let staging = result?;
+    let target = Target { position: offer.position, as_of: offer.as_of, base, checksum: offer.checksum };
+    let seal = tokio::task::spawn_blocking(move || staging.seal(target, offer.pages, hashes));
+    let incoming = seal.await.map_err(|_| TransferError::Stopping)??;
+    Ok(Received { incoming, _turn: turn })
+}
+
+/// The next frame that isn't a refusal.
+async fn next(stream: &mut Bulk, peer: NodeId) -> Result<Bytes, TransferError> {
+    let lost = || TransferError::Network(RequestError::Lost("the stream ended early".into()));
+    let frame = stream.recv().await?.ok_or_else(lost)?;
+    match frame.first() {
+        Some(5) => {
+            let why = String::from_utf8_lossy(&frame[1..]).into_owned();
+            Err(TransferError::Refused { peer, why })
+        }
+        Some(_) => Ok(frame),
+        None => Err(TransferError::Malformed { peer, what: "frame" }),
+    }
+}
+
+/// Takes the pages; the disk is written on a thread of its own.
+async fn take(
+    stream: &mut Bulk,
+    peer: NodeId,
+    database: &Arc<Database>,
+    mut staging: Staging,
+    total: u64,
+) -> Result<Staging, TransferError> {
+    let (frames, mut staged) = mpsc::channel::<Bytes>(BACKLOG);
+    let ours = database.clone();
+    let writing = tokio::task::spawn_blocking(move || {
+        let (mut received, mut reported) = (0, Instant::now());
+        while let Some(frame) = staged.blocking_recv() {
+            let malformed = || TransferError::Malformed { peer, what: "page" };
+            for (page, image) in decode_pages(&frame, ours.page_size).ok_or_else(malformed)? {
+                if page.0 == 0 {
+                    return Err(malformed());
+                }
+                staging.stage(page, image)?;
+                received += 1;
+            }
+            fault::point("transfer.staged");
+            ours.set_transfer(Some(Progress { received, total }));
+            if reported.elapsed() >= REPORT {
+                reported = Instant::now();
+                info!(database = ours.name, peer, received, total, "receiving state");
+            }
+        }
+        if received == total {
+            Ok(staging)
+        } else {
+            Err(TransferError::Malformed { peer, what: "count of pages" })
+        }
+    });
+    let received = async {
+        loop {
+            let frame = next(stream, peer).await?;
+            match frame[0] {
+                3 => {
+                    if frames.send(frame).await.is_err() {
+                        return Ok(()); // The writer has failed, and says why.
+                    }
+                }
+                4 => return Ok(()),
+                _ => return Err(TransferError::Malformed { peer, what: "frame" }),
+            }
+        }
+    };
+    let received = received.await;
+    drop(frames);
+    let staging = writing.await.map_err(|_| TransferError::Stopping)?;
+    received.and(staging)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    proptest! {
+        #[test]
+        fn frames_round_trip(words in any::<(u32, u64, u64, u64, u64, u64)>(), pages in any::<u32>(), part in 0u32..100) {
+            let ask = Ask { hashes: words.0, database: DbId(words.1), at_least: words.2 };
+            prop_assert_eq!(Ask::decode(ask.encode()).unwrap(), ask);
+            let position = LogPosition { term: words.1, leader: words.2, index: words.3 };
+            let differing = pages / 100 * part;
+            let offer = Offer { page_size: words.0, position, as_of: words.5, checksum: DbChecksum(words.4), pages, differing };
+            prop_assert_eq!(Offer::decode(offer.encode()).unwrap(), offer);
+        }
+
+        #[test]
+        fn arbitrary_bytes_never_panic(bytes in proptest::collection::vec(any::<u8>(), 0..2000)) {
+            let bytes = Bytes::from(bytes);
+            let _ = Ask::decode(bytes.clone());
+            let _ = Offer::decode(bytes.clone());
+            let size = PageSize::new(512).unwrap();
+            prop_assert!(decode_pages(&bytes, size).is_none_or(|pages| pages.count() <= 3));
+        }
+    }
+}
