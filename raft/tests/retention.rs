@@ -1,5 +1,7 @@
 //! Compaction by bytes on a running node.
 
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+
 mod common;
 
 use std::collections::BTreeMap;

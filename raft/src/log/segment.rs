@@ -27,8 +27,12 @@
 //! then the next write; every record carries how far the segment was synced when it was written. So if any valid
 //! record of the same life lies beyond the bad one and says `synced > bad offset`, the bad record had been durable:
 //! damage, refused. Otherwise the bad record and all that follows belong to one unacknowledged write: a torn tail,
-//! cut and zeroed. When the log goes idle a mark record is written, which protects the last entries in the same way;
-//! only a flipped bit within the very last write before a crash can't be told from a torn write.
+//! cut and zeroed. When the log goes idle, is closed, or was opened after a crash, a mark record is written, which
+//! protects the last records in the same way; only a flipped bit within the very last write before a crash can't be
+//! told from a torn write. A mark itself says nothing that would be missed.
+//!
+//! Neither covered by a checksum nor of any effect: bytes 128 to 4096, the padding of records, and what lies behind
+//! the end of the records. What isn't found out is that the last segment's *file* is missing.
 
 use super::record::{self, ALIGN, Bad, Header};
 

@@ -1,6 +1,6 @@
 //! A disk that fails, at every operation at which it can.
 
-use super::workload::{LogImage, Rng, Run, seed, workload};
+use super::workload::{LogImage, Rng, Run, durable_votes, seed, workload};
 use super::*;
 use crate::log::simdisk::{SYNCS, Site};
 
@@ -69,6 +69,7 @@ async fn every_operation(fault: Fault) {
         let mut log = open_small(&disk).unwrap_or_else(|e| panic!("{n}: {e}"));
         let found = run.book.check(&mut log, &known).await;
         let vote = log.read_vote().await.unwrap();
+        assert_eq!(durable_votes(&disk), [vote; 2], "{n} {struck:?}");
         let after = disk.crash(|| false);
         close(log).await;
         let mut log = open_small(&after).unwrap_or_else(|e| panic!("{n} {struck:?}: {e}"));

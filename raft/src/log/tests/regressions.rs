@@ -1,4 +1,4 @@
-//! One test for each bug that was found, named after it.
+//! One test for each bug that was found or must not be made, named after it.
 
 use super::*;
 use crate::log::disk::Disk;
@@ -198,5 +198,29 @@ fn a_bad_vote_slot_is_restored_before_the_good_one_is_written() {
             assert_eq!(log.read_vote().await.unwrap(), Some(Vote::new(3, 1)));
             close(log).await;
         }
+    });
+}
+
+/// What lies beyond a torn record is zeroed: a new record of the same size must not make the rest of the torn write
+/// read as the log again.
+#[test]
+fn nothing_of_a_torn_write_comes_back() {
+    run(async {
+        let disk = SimDisk::default();
+        let mut log = open_small(&disk).unwrap();
+        disk.fail(&[Site::Sync], 0, false, io::ErrorKind::Other, false);
+        // Each of them is a sector.
+        let size = 512 - record::HEADER_BYTES;
+        assert!(append(&mut log, (0..3).map(|i| command(1, i, size)).collect()).await.is_err());
+        close(log).await;
+        let torn = disk.image(|_, sector| sector > 0, 0);
+        let mut log = open_small(&torn).unwrap();
+        holds(&mut log, 0..0).await;
+        append(&mut log, vec![command(2, 0, size)]).await.unwrap();
+        let crashed = torn.crash(|| false);
+        close(log).await;
+        let mut log = open_small(&crashed).unwrap();
+        holds(&mut log, 0..1).await;
+        close(log).await;
     });
 }

@@ -115,6 +115,12 @@ impl Book {
     }
 }
 
+/// The votes in the two slots, as they are after a power cut.
+pub(super) fn durable_votes(disk: &SimDisk) -> [Option<Vote>; 2] {
+    let content = disk.crash(|| false).content("vote");
+    [0, 4096].map(|at| crate::log::vote::decode(&content[at..], None).unwrap().vote)
+}
+
 /// A run on a disk.
 pub(super) struct Run {
     pub(super) disk: SimDisk,
