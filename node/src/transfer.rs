@@ -299,6 +299,7 @@ pub async fn receive(
     let turn = database.transfers.clone().lock_owned().await;
     let ours = database.clone();
     let prepare = move || -> Result<(Staging, Vec<u64>, u64), DbError> {
+        ours.settle_installed()?;
         let staging = Staging::open(ours.path(), ours.id, ours.page_size)?;
         let view = match ours.wait_view() {
             Ok(view) => view,

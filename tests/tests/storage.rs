@@ -140,7 +140,11 @@ fn what_was_purged_comes_as_a_snapshot() {
             assert!(was_killed(status), "{fault}: {status}\n{}", test.cluster.logs(20));
             test.cluster.node_mut(away).unwrap().env.clear();
         }
+        let starts = log(&test, away).matches(" started node=").count();
         test.cluster.start_node(away).unwrap();
+        // Not before: a stock reader that is alone with the files folds the WAL into the database.
+        let ready = |_: &_| log(&test, away).matches(" started node=").count() > starts;
+        test.cluster.wait("the node to be up", PATIENCE, ready).unwrap();
         let reader = Reader::start(&database(&test, away, NAME));
         fill(&writer, 3);
         assert_identical(&test, NAME, QUERIES);

@@ -121,7 +121,7 @@ fn decode_header(bytes: &[u8], id: DbId, page_size: PageSize) -> Option<u64> {
 
 impl Staging {
     /// Opens the incoming file of a database to go on with it, or makes a new one. What is there and whole is
-    /// kept, whatever state it was for.
+    /// kept, whatever state it was for. Nothing of an installed state may depend on the file any more.
     pub fn open(database: &Path, id: DbId, page_size: PageSize) -> Result<Staging, DbError> {
         let path = incoming_path(database);
         let io = |what| DbError::io(&path, what);
@@ -334,7 +334,12 @@ impl Incoming {
 
     /// Its work is done.
     pub fn remove(&self) -> Result<(), DbError> {
-        std::fs::remove_file(&self.path).map_err(DbError::io(&self.path, "removing it"))
+        match std::fs::remove_file(&self.path) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => {
+                Err(DbError::io(&self.path, "removing it")(error))
+            }
+            _ => Ok(()),
+        }
     }
 }
 

@@ -11,6 +11,7 @@ use super::checkpoint::stamp;
 use super::database::{Database, Files, State};
 use super::incoming::{Incoming, Target};
 use super::side_file::{Durable, Record, SideFile};
+use super::view::patiently;
 use crate::core::recovery::Publication;
 use crate::core::rule::CommitRule;
 use quire_vfs::fault;
@@ -18,6 +19,7 @@ use quire_vfs::format::PageNo;
 use quire_vfs::format::transaction::TxnId;
 use quire_vfs::gate::proto::Outcome;
 use quire_vfs::holder::Holder;
+use std::io;
 use std::sync::{Arc, MutexGuard};
 use tracing::{info, warn};
 
@@ -109,6 +111,20 @@ impl Database {
         if position.index >= state.consistent_from {
             self.holder.admit_readers();
         }
+    }
+
+    /// Has the last installed state copied into the database file, so that its own file is free for the next one.
+    pub(crate) fn settle_installed(self: &Arc<Self>) -> Result<(), DbError> {
+        let pending = || self.state().installed.is_some();
+        let done = patiently(|| {
+            if pending() {
+                self.checkpoint()?;
+            }
+            Ok((!pending()).then_some(()))
+        })?;
+        let why =
+            "the state that was installed last is not in the file yet; does a reader hold an old snapshot?";
+        done.ok_or_else(|| DbError::io(self.path(), "checkpointing it")(io::Error::other(why)))
     }
 
     /// A checkpoint has everything up to `index` in the file: an installed state before it needs its file no more.

@@ -153,7 +153,14 @@ impl RaftNetworkV2<C> for Client {
             };
             let opened = tokio::time::timeout(self.stall, data.open(StreamKind::Append)).await;
             let opened = opened.map_err(|_| self.timeout(RPCTypes::AppendEntries, self.stall))?;
-            let (send, answers) = opened.map_err(unreachable)?;
+            let (send, answers) = match opened {
+                Ok(stream) => stream,
+                Err(e) => {
+                    // The core tries again at once.
+                    tokio::time::sleep(RETRY_PAUSE).await;
+                    return Err(unreachable(e));
+                }
+            };
             // Before forwarded requests that share the connection.
             let _ = send.set_priority(1);
             let flight = Arc::new(Flight::new(self.window));
@@ -239,6 +246,9 @@ impl Flight {
         Some(request)
     }
 }
+
+/// Pause after a stream that could not be opened.
+const RETRY_PAUSE: Duration = Duration::from_millis(20);
 
 /// How long news of a commit alone waits for an append to travel with.
 const COMMIT_NEWS: Duration = Duration::from_millis(1);
