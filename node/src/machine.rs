@@ -9,7 +9,7 @@
 //! ([`crate::transfer`]), as it is by then: at the manifest's position or after it. The entries in between, which come
 //! again, are left out as after a restart.
 
-use crate::command::Command;
+use crate::command::{Command, DbId};
 use crate::db::DbError;
 use crate::db::database::{Context, Database, Work};
 use crate::db::install::InstallError;
@@ -20,6 +20,8 @@ use crate::transfer::{self, Received};
 use bytes::Bytes;
 use futures_util::future::BoxFuture;
 use quire_raft::{AppliedState, Committed, LogPosition, NodeId, Payload, StateMachine};
+use quire_vfs::format::PageSize;
+use std::collections::BTreeMap;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak};
@@ -63,6 +65,8 @@ pub struct Machine {
     taken: watch::Sender<Option<u64>>,
     /// The node, for transfers.
     node: OnceLock<Weak<Node>>,
+    /// New databases that a snapshot contains, until it is installed.
+    prepared: Mutex<BTreeMap<DbId, Arc<Database>>>,
     /// States that were fetched for a snapshot, and from whom.
     fetched: Mutex<Vec<(Arc<Database>, NodeId, Received)>>,
 }
@@ -90,6 +94,7 @@ impl Machine {
             storing: Mutex::default(),
             taken,
             node: OnceLock::new(),
+            prepared: Mutex::default(),
             fetched: Mutex::default(),
         })
     }
@@ -107,6 +112,21 @@ impl Machine {
     /// The durable position.
     pub fn durable(&self) -> Option<LogPosition> {
         self.state().manifest.position
+    }
+
+    /// A database that a snapshot contains: the one that is there, or the files of a new one.
+    fn prepare(&self, id: DbId, name: &str, page_size: PageSize) -> io::Result<Arc<Database>> {
+        let mut prepared = self.prepared.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(database) = self.registry.get(id).or_else(|| prepared.get(&id).cloned()) {
+            return Ok(database);
+        }
+        if self.registry.find(name).is_some() {
+            return Err(io::Error::other(format!("there is another database {name} here")));
+        }
+        let position = LogPosition { index: id.0, ..LogPosition::default() };
+        let database = self.registry.prepare(position, name, page_size).map_err(io::Error::other)?;
+        prepared.insert(id, database.clone());
+        Ok(database)
     }
 
     fn fetched(&self) -> MutexGuard<'_, Vec<(Arc<Database>, NodeId, Received)>> {
@@ -189,6 +209,7 @@ impl Machine {
         };
         manifest.store(&self.manifest_path)?;
         let mut state = self.state();
+        self.prepared.lock().unwrap_or_else(PoisonError::into_inner).clear();
         state.taken = manifest.position;
         state.memberships.clear();
         state.manifest = manifest;
@@ -262,7 +283,9 @@ impl StateMachine for Machine {
             let manifest = Manifest::decode(&snapshot).map_err(io::Error::other)?;
             let position = manifest.position.ok_or_else(|| io::Error::other("the snapshot is of nothing"))?;
             for (id, page_size, name) in manifest.databases {
-                let database = node.database_for(id, &name, page_size).await?;
+                let (machine, this) = (node.machine().clone(), name.clone());
+                let prepare = move || machine.prepare(id, &this, page_size);
+                let database = tokio::task::spawn_blocking(prepare).await.map_err(io::Error::other)??;
                 let received = transfer::receive(&node, &database, from, position.index, false).await;
                 let received = received.map_err(|error| io::Error::other(format!("{name}: {error}")))?;
                 node.machine().fetched().push((database, from, received));

@@ -10,7 +10,6 @@
 //! ```
 
 use crate::access::{Access, AccessError};
-use crate::command::DbId;
 use crate::config::{Config, Limits};
 use crate::db::database::{Context, Database, Work};
 use crate::db::registry::Registry;
@@ -21,7 +20,7 @@ use crate::machine::{Machine, MachineError};
 use crate::peers::{self, LeaderError, PeerHandler, PeerRequest};
 use crate::repair;
 use nix::fcntl::{Flock, FlockArg};
-use quire_raft::{ClusterKey, KeyError, LogPosition, Peer, Raft, RaftConfig, RaftStatus, StartError};
+use quire_raft::{ClusterKey, KeyError, Peer, Raft, RaftConfig, RaftStatus, StartError};
 use quire_vfs::format::PageSize;
 use quire_vfs::format::transaction::TxnId;
 use quire_vfs::shim::vfs::SOCKET;
@@ -162,22 +161,8 @@ impl Node {
     }
 
     /// The state machine.
-    pub fn machine(&self) -> &Machine {
+    pub(crate) fn machine(&self) -> &Arc<Machine> {
         &self.machine
-    }
-
-    /// A database that a snapshot contains: the one that is there, or the files of a new one.
-    pub async fn database_for(&self, id: DbId, name: &str, page_size: PageSize) -> io::Result<Arc<Database>> {
-        if let Some(database) = self.registry.get(id) {
-            return Ok(database);
-        }
-        if self.registry.find(name).is_some() {
-            return Err(io::Error::other(format!("there is another database {name} here")));
-        }
-        let (registry, name) = (self.registry.clone(), name.to_owned());
-        let position = LogPosition { index: id.0, ..LogPosition::default() };
-        let prepare = move || registry.prepare(position, &name, page_size).map_err(io::Error::other);
-        tokio::task::spawn_blocking(prepare).await.map_err(io::Error::other)?
     }
 
     /// Whether this node may grant leases now.

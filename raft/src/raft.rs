@@ -179,6 +179,7 @@ impl Raft {
             core: core.clone(),
             handler,
             machine: target,
+            links: links.clone(),
             receiving: tokio::sync::Mutex::default(),
             bulk: Semaphore::new(crate::net::server::MAX_BULK),
             append_frame: codec::max_append_frame(limits.command_bytes, limits.append_frame_bytes),
@@ -421,6 +422,7 @@ impl Raft {
     /// Opens a bulk stream to a member, whose [`RequestHandler`] serves it.
     pub async fn open_bulk(&self, to: NodeId) -> Result<Bulk, RequestError> {
         let addr = self.status().peers.get(&to).map(|p| p.raft_addr.clone());
+        let addr = addr.or_else(|| self.inner.links.offered_address(to));
         let addr = addr.ok_or_else(|| RequestError::Unreachable(format!("node {to} is not a member")))?;
         Bulk::open(&self.inner.links.to(Some(to), &addr, Lane::Bulk)).await
     }

@@ -41,6 +41,8 @@ pub(crate) struct Links {
     pub(crate) node: NodeId,
     connect_timeout: Duration,
     links: Mutex<HashMap<LinkKey, Arc<Link>>>,
+    /// Where members are of whom this node knows by a snapshot only, which it has yet to install.
+    offered: Mutex<HashMap<NodeId, String>>,
 }
 
 /// A link to one peer, on one lane.
@@ -65,7 +67,7 @@ struct Backoff {
 
 impl Links {
     pub(crate) fn new(endpoint: Arc<Endpoint>, node: NodeId, connect_timeout: Duration) -> Self {
-        Links { endpoint, node, connect_timeout, links: Mutex::default() }
+        Links { endpoint, node, connect_timeout, links: Mutex::default(), offered: Mutex::default() }
     }
 
     /// The link to `peer` (`None`: whoever of the cluster answers there) at `addr`.
@@ -92,6 +94,19 @@ impl Links {
 }
 
 impl Links {
+    /// A snapshot says where a member is.
+    pub(crate) fn offered(&self, peer: NodeId, addr: &str) {
+        let mut offered = self.offered.lock().unwrap_or_else(|e| e.into_inner());
+        if offered.len() < MAX_LINKS {
+            offered.insert(peer, addr.to_string());
+        }
+    }
+
+    /// Where a member is, as a snapshot says.
+    pub(crate) fn offered_address(&self, peer: NodeId) -> Option<String> {
+        self.offered.lock().unwrap_or_else(|e| e.into_inner()).get(&peer).cloned()
+    }
+
     /// Lets go of all connections (each holds on to the socket).
     pub(crate) fn clear(&self) {
         let links = std::mem::take(&mut *self.links.lock().unwrap_or_else(|e| e.into_inner()));

@@ -20,6 +20,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use super::codec::{self, CALL_BYTES, Call, StreamKind};
 use super::frame::{self, FrameError, FrameReader};
+use super::link::Links;
 use super::tls;
 use super::{bulk::Bulk, snapshot};
 use crate::types::{Core, Vote};
@@ -41,6 +42,7 @@ pub(crate) struct Server {
     pub(crate) core: Core,
     pub(crate) handler: Arc<dyn RequestHandler>,
     pub(crate) machine: Arc<dyn StateMachine>,
+    pub(crate) links: Arc<Links>,
     /// One snapshot at a time is received.
     pub(crate) receiving: tokio::sync::Mutex<()>,
     /// Bulk streams served at a time.
@@ -125,9 +127,7 @@ impl Server {
                 self.handler.bulk(peer, Bulk::new(send, recv)).await;
                 Ok(())
             }
-            StreamKind::Snapshot => {
-                snapshot::receive(&self.core, &self.machine, &self.receiving, peer, send, recv).await
-            }
+            StreamKind::Snapshot => snapshot::receive(self, peer, send, recv).await,
         }
     }
 

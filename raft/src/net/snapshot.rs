@@ -14,10 +14,10 @@ use quinn::SendStream;
 use super::codec::StreamKind;
 use super::frame::{self, FrameError, FrameReader};
 use super::link::Link;
-use super::server::{gone, speaks_for, within};
+use super::server::{Server, gone, speaks_for, within};
+use crate::NodeId;
 use crate::encode::{self, Malformed, Reader, put_opt_position, put_vote};
-use crate::types::{C, Core, Snapshot, SnapshotMeta, Vote, log_id, position};
-use crate::{NodeId, StateMachine};
+use crate::types::{C, Snapshot, SnapshotMeta, Vote, log_id, position};
 
 /// Longest offer: what describes a state, in bytes.
 const OFFER_BYTES: usize = 64 << 20;
@@ -94,22 +94,24 @@ pub(crate) async fn send(
 
 /// Takes a snapshot that the leader offers: gets what it describes, and installs it. One at a time.
 pub(crate) async fn receive(
-    core: &Core,
-    machine: &Arc<dyn StateMachine>,
-    receiving: &tokio::sync::Mutex<()>,
+    server: &Server,
     peer: NodeId,
     mut send: SendStream,
     mut recv: FrameReader,
 ) -> Result<(), FrameError> {
     let (vote, snapshot) = read_offer(within(TRANSFER, recv.one(OFFER_BYTES)).await?)?;
     speaks_for(&vote, peer)?;
+    // A new member knows nobody yet.
+    if let Some(at) = snapshot.meta.last_membership.membership().get_node(&peer) {
+        server.links.offered(peer, &at.raft_addr);
+    }
     let work = async {
-        let _one = receiving.lock().await;
+        let _one = server.receiving.lock().await;
         let index = snapshot.meta.last_log_id.map(|l| l.index());
         tracing::info!(peer, index, "receiving a snapshot");
-        let fetched = machine.fetch(peer, snapshot.snapshot.clone()).await;
+        let fetched = server.machine.fetch(peer, snapshot.snapshot.clone()).await;
         fetched.map_err(|e| format!("fetching it: {e}"))?;
-        core.install_full_snapshot(vote, snapshot).await.map_err(|e| format!("installing it: {e}"))
+        server.core.install_full_snapshot(vote, snapshot).await.map_err(|e| format!("installing it: {e}"))
     };
     let mut work = std::pin::pin!(work);
     let answer = loop {
