@@ -26,6 +26,8 @@ pub struct Config {
     pub bootstrap_expect: Option<usize>,
     /// Join without a vote.
     pub non_voter: bool,
+    /// How long one attempt to join waits for the node to catch up.
+    pub catch_up: Duration,
     /// The cluster key's file, if not `DIR/cluster.key`.
     pub cluster_key: Option<PathBuf>,
     /// A group that may use the gate's socket.
@@ -100,8 +102,21 @@ impl Config {
                 "needs --join with the Raft addresses of the other nodes".into(),
             );
         }
-        if args.non_voter && args.join.is_empty() {
-            return bad("--non-voter", "needs --join: a cluster's first node votes".into());
+        if let Some(expect) = args.bootstrap_expect.filter(|n| *n > 1) {
+            // Otherwise two halves of the list could each start a cluster.
+            let listed = args.join.iter().collect::<std::collections::BTreeSet<_>>().len();
+            if listed > expect {
+                return bad(
+                    "--bootstrap-expect",
+                    format!(
+                        "is {expect}, but --join names {listed} addresses; name the {expect} nodes that start the \
+                         cluster, and let the others join it without --bootstrap-expect"
+                    ),
+                );
+            }
+            if args.non_voter {
+                return bad("--non-voter", "the nodes that start a cluster vote; use --join alone".into());
+            }
         }
         let heartbeat = Duration::from_millis(args.heartbeat_ms.unwrap_or(100));
         let election_timeout = Duration::from_millis(args.election_timeout_ms.unwrap_or(500));
@@ -130,6 +145,7 @@ impl Config {
             join: args.join,
             bootstrap_expect: args.bootstrap_expect,
             non_voter: args.non_voter,
+            catch_up: Duration::from_millis(args.catch_up_ms.unwrap_or(60_000)),
             cluster_key: args.cluster_key,
             socket_group: args.socket_group,
             heartbeat,

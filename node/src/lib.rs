@@ -17,6 +17,8 @@ pub mod gate;
 pub mod leadership;
 pub mod machine;
 pub mod manifest;
+pub mod members;
 pub mod name;
 pub mod node;
 pub mod peers;
+pub mod recover;

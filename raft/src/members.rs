@@ -7,7 +7,7 @@ use openraft::Instant as _;
 use openraft::async_runtime::WatchReceiver;
 
 use crate::raft::{PING, stopped, timed};
-use crate::{NodeId, Raft, RaftError, ServerState};
+use crate::{LogPosition, NodeId, Raft, RaftError, ServerState};
 
 impl Raft {
     /// The voter that could best take the lead over: one that answers, with the longest log; on the leader.
@@ -84,6 +84,17 @@ impl Raft {
             vote.is_committed().then(|| state.vote_last_modified().map(|at| at.elapsed())).flatten()
         });
         timed(PING, "state", look).await.ok()?.ok()?
+    }
+
+    /// The last entry that this node knows to be committed.
+    pub fn committed_position(&self) -> Option<LogPosition> {
+        self.inner.log.position_at(self.status().committed_index?)
+    }
+
+    /// Whether an entry is in this node's log, as far as can be told (what was purged counts as having been).
+    pub fn has_entry(&self, at: LogPosition) -> bool {
+        self.inner.log.purged().is_some_and(|p| p.index > at.index)
+            || self.inner.log.position_at(at.index) == Some(at)
     }
 
     /// Whether this node stands for election when it hears from no leader. True at start.

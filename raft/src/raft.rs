@@ -439,13 +439,13 @@ impl Raft {
     /// returns (the address: at the latest a moment later).
     pub async fn shutdown(&self) {
         let now = self.status();
-        if now.state == ServerState::Leader && now.running.is_ok() {
-            if let Some(to) = self.successor() {
-                // Best effort: without it the others elect a leader after their time-outs.
-                let handed =
-                    tokio::time::timeout(self.inner.config.election_min, self.transfer_leader(to)).await;
-                tracing::info!(to, ok = matches!(handed, Ok(Ok(()))), "leader hands over before it stops");
-            }
+        if now.state == ServerState::Leader
+            && now.running.is_ok()
+            && let Some(to) = self.successor()
+        {
+            // Best effort: without it the others elect a leader after their time-outs.
+            let handed = tokio::time::timeout(self.inner.config.election_min, self.transfer_leader(to)).await;
+            tracing::info!(to, ok = matches!(handed, Ok(Ok(()))), "leader hands over before it stops");
         }
         if tokio::time::timeout(CLOSE, self.inner.core.shutdown()).await.is_err() {
             tracing::error!("raft core didn't stop in time");

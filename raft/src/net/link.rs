@@ -181,7 +181,7 @@ impl Link {
                 .lock()
                 .unwrap_or_else(|e| e.into_inner())
                 .get(&id)
-                .filter(|_| attempt % 2 == 0)
+                .filter(|_| attempt.is_multiple_of(2))
                 .cloned()
         });
         let addrs =
