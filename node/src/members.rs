@@ -302,6 +302,13 @@ async fn announce(node: &Arc<Node>, status: &RaftStatus, voter: bool) -> Answer 
         if !asked.insert(address.clone()) {
             continue;
         }
+        if !status.peers.values().any(|peer| peer.raft_addr == address) {
+            // Somebody who has moved as well, perhaps: then he is to be reached there, whoever leads.
+            let hello = peers::ask_address(node, &address, &PeerRequest::Hello, ATTEMPT).await;
+            if let Ok(PeerResponse::Hello { node_id, raft_addr, .. }) = hello {
+                node.raft().peer_moved(node_id, &raft_addr);
+            }
+        }
         match peers::ask_address(node, &address, &request, ATTEMPT).await {
             Ok(PeerResponse::Index(_)) => return Answer::Heard,
             Ok(PeerResponse::NotMember) => return Answer::NotMember(address),
