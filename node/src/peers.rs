@@ -307,13 +307,16 @@ pub async fn ask_address(
     bytes.map(|bytes| decode_response(&bytes)).map_err(|error| error.to_string())
 }
 
-/// Joins the cluster of any of `addresses`; tries until it succeeds or is refused.
+/// Joins the cluster of any of `addresses`; tries until it is taken in or refused.
+///
+/// It is taken in as soon as a leader sends it anything. From then on it must not ask to join: it may have been
+/// removed meanwhile, and would come back by itself. What is left to do, [`members::keep`] does.
 pub async fn join_cluster(node: &Arc<Node>, addresses: &[String], voter: bool) -> Result<(), String> {
     let me = node.peer().clone();
     let request =
         PeerRequest::Join { node_id: node.id(), raft_addr: me.raft_addr, http_addr: me.http_addr, voter };
     let mut complaint = Instant::now();
-    loop {
+    while !node.raft().is_initialized() {
         let mut targets: Vec<String> = addresses.to_vec();
         let mut redirected = false;
         while let Some(address) = targets.pop() {
@@ -339,6 +342,8 @@ pub async fn join_cluster(node: &Arc<Node>, addresses: &[String], voter: bool) -
         }
         tokio::time::sleep(2 * RETRY_PAUSE).await;
     }
+    info!("taken in by the cluster");
+    Ok(())
 }
 
 /// Starts a cluster together with the nodes at `addresses`, once `expect` of them (this one included) have
