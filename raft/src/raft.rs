@@ -8,7 +8,9 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use openraft::async_runtime::WatchReceiver;
-use openraft::errors::{ClientWriteError, Fatal, ForwardToLeader, LinearizableReadError};
+use openraft::errors::{
+    ChangeMembershipError, ClientWriteError, Fatal, ForwardToLeader, LinearizableReadError,
+};
 use openraft::{ChangeMembers, ReadPolicy, SnapshotPolicy};
 use tokio::sync::{Semaphore, watch};
 
@@ -473,6 +475,10 @@ impl Raft {
             Err(openraft::errors::RaftError::APIError(e)) => Err(match e {
                 ClientWriteError::ForwardToLeader(f) => RaftError::NotLeader { leader: self.leader_of(f) },
                 ClientWriteError::LogEntryDiscarded(_) => RaftError::TimedOut(e.to_string()),
+                // The one before is not committed yet, for want of a quorum; nothing is wrong with this one.
+                ClientWriteError::ChangeMembershipError(e @ ChangeMembershipError::InProgress(_)) => {
+                    RaftError::NoQuorum(e.to_string())
+                }
                 ClientWriteError::ChangeMembershipError(e) => RaftError::Refused(e.to_string()),
                 ClientWriteError::PreconditionFailed(e) => RaftError::Refused(e.to_string()),
             }),
@@ -485,7 +491,12 @@ impl Raft {
         if self.status().state != ServerState::Leader {
             return Err(self.not_leader());
         }
-        self.read_barrier(self.inner.config.election_max * 2).await.map(|_| ())
+        let limit = self.inner.config.election_max * 2;
+        // The barrier says that it leads, and which entry has to be committed for that; not that it is.
+        let at = self.read_barrier(limit).await?;
+        let done = |s: &RaftStatus| s.committed_index >= Some(at) || s.state != ServerState::Leader;
+        let now = self.wait_status(limit, "commit of the leader's first entry", done).await?;
+        if now.state == ServerState::Leader { Ok(()) } else { Err(self.not_leader()) }
     }
 
     async fn wait_caught_up(&self, id: NodeId, limit: Duration) -> RaftResult<()> {

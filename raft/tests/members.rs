@@ -63,11 +63,13 @@ async fn the_quorum_depends_on_a_voter_that_moved() {
     nodes[f] = moved;
     let (id, peer) = (nodes[f].id, nodes[f].peer());
     nodes[l].raft.peer_moved(id, &peer.raft_addr);
-    until("the leader has its quorum again", || {
-        nodes[l].raft.status().quorum_fresh.is_some_and(|ms| ms < 300)
-    })
-    .await;
-    nodes[l].raft.add_learner(id, peer.clone(), LONG).await.unwrap();
+    // As the member does that moved: again, for as long as there is no quorum. (That the membership can't be changed
+    // in a leader's first moments is no refusal either.)
+    let deadline = std::time::Instant::now() + LONG;
+    while let Err(e) = nodes[l].raft.add_learner(id, peer.clone(), LONG).await {
+        assert!(matches!(e, RaftError::NoQuorum(_) | RaftError::TimedOut(_)), "{e}");
+        assert!(std::time::Instant::now() < deadline, "{e}");
+    }
     let last = propose(&rafts(&nodes), Bytes::from_static(b"after")).await.index;
     converge(&nodes, last).await;
     assert_eq!(nodes[f].raft.status().peers[&id], peer);
@@ -89,13 +91,18 @@ async fn handing_over_to_nobody() {
     assert!(matches!(nodes[gone].raft.hand_over(None).await, Err(RaftError::NotLeader { leader: Some(_) })));
     until("both answer", || nodes[l].raft.successor().is_some()).await;
 
-    nodes[gone].raft.shutdown().await;
-    // It answered a moment ago, so this begins, and fails.
-    let handed = nodes[l].raft.hand_over(Some(nodes[gone].id)).await;
+    // It answered a moment ago, so this begins, and fails. (Rarely it is seen in time, or takes over first.)
+    let (_, handed) =
+        tokio::join!(nodes[gone].raft.shutdown(), nodes[l].raft.hand_over(Some(nodes[gone].id)));
     println!("{handed:?}");
-    until("somebody else leads", || {
+    let (l, other) = match handed {
+        Err(RaftError::Refused(_)) => (other, l),
+        _ => (l, other),
+    };
+    until("one of the two leads", || {
         nodes[other].raft.status().state == ServerState::Leader
             && nodes[l].raft.status().state == ServerState::Follower
+            && nodes[l].raft.status().leader == Some(nodes[other].id)
     })
     .await;
     let two = [nodes[l].raft.clone(), nodes[other].raft.clone()];
