@@ -156,3 +156,37 @@ impl Config {
         })
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn refusal(change: impl FnOnce(&mut NodeArgs)) -> Option<String> {
+        let mut args = NodeArgs { data_dir: Some("d".into()), node_id: Some(1), ..NodeArgs::default() };
+        change(&mut args);
+        Config::new(args).err().map(|error| error.to_string())
+    }
+
+    #[test]
+    fn who_starts_a_cluster() {
+        let join = |addresses: &[&str]| addresses.iter().map(|&a| a.to_owned()).collect::<Vec<_>>();
+        let expect = |n, addresses: &[&str]| {
+            let join = join(addresses);
+            refusal(|args| (args.bootstrap_expect, args.join) = (Some(n), join))
+        };
+        assert_eq!(expect(3, &["a:1", "b:1", "c:1"]), None);
+        assert_eq!(expect(3, &["b:1", "c:1"]), None);
+        assert_eq!(expect(3, &["a:1", "b:1", "c:1", "a:1"]), None, "named twice");
+        assert!(expect(3, &[]).is_some_and(|why| why.contains("needs --join")));
+        assert!(
+            expect(3, &["a:1", "b:1", "c:1", "d:1"]).is_some_and(|why| why.contains("names 4 addresses"))
+        );
+        let replica = |n| {
+            refusal(|args| (args.bootstrap_expect, args.join, args.non_voter) = (n, join(&["a:1"]), true))
+        };
+        assert!(replica(Some(3)).is_some_and(|why| why.contains("--non-voter")));
+        assert_eq!(replica(None), None);
+        // A replica that is started again may leave --join out.
+        assert_eq!(refusal(|args| args.non_voter = true), None);
+    }
+}
