@@ -228,6 +228,7 @@ pub(crate) async fn keep(node: Arc<Node>) {
     let mut next = Instant::now();
     let mut pause = tick;
     let mut complaint = None::<Instant>;
+    let mut seen = (0, None);
     loop {
         let status = node.raft_status();
         if status.running.is_err() {
@@ -245,6 +246,11 @@ pub(crate) async fn keep(node: Arc<Node>) {
             info!("a leader sends to this node again: it is a member after all");
             node.leadership().set_removed(None);
             node.raft().stand_for_election(true);
+        }
+        if seen != (status.term, status.leader) {
+            // Whoever leads now may do what nobody could do before.
+            seen = (status.term, status.leader);
+            (next, pause) = (Instant::now(), tick);
         }
         let (known, votes) = (status.peers.get(&status.node_id), status.voters.contains(&status.node_id));
         match concern(known, votes, node.peer(), wants_vote, silent) {
