@@ -40,6 +40,29 @@ pub enum Command {
     Inspect(InspectArgs),
     /// Measure commits through the VFS against plain SQLite.
     Bench(BenchArgs),
+    /// Remove a member from the cluster for good.
+    #[command(
+        long_about = "Remove a member from the cluster for good, voter or read replica, running or not. \
+        A leader that is to go hands the lead over first. It takes a majority of the voters to remove one. \
+        The removed node notices, says so in its log and its status, and serves no more writes; stop it. Its id \
+        must never be used again: the machine may come back under a new id, with an empty directory and --join."
+    )]
+    Remove(RemoveArgs),
+    /// Show the leader, or have it hand the lead over.
+    #[command(
+        long_about = "Without --to and --step-down: show which node leads. Otherwise have the leader hand \
+        the lead over, to the node named or to the voter that can best take it, and wait until that leads."
+    )]
+    Leader(LeaderArgs),
+    /// Make one stopped survivor the only voter, when the majority is gone for good.
+    #[command(
+        long_about = "When a majority of the voters is gone for good: make one survivor, which must be \
+        stopped, the only voter of its cluster. Without --yes-i-know-what-may-be-lost nothing is changed; it only \
+        says what would be done and what may be lost. Afterwards start the node, and let others join under new \
+        node ids with empty directories. Look at every survivor first, and recover the one with the greatest last \
+        entry. Members that are up again by themselves, or can be repaired, need no recovery."
+    )]
+    Recover(RecoverArgs),
     /// An app of the demo and the tests; not for other use.
     #[command(hide = true)]
     Host(HostArgs),
@@ -77,7 +100,7 @@ pub struct NodeArgs {
     /// Start a new cluster as soon as this many nodes have met.
     #[arg(long, env = "QUIRE_BOOTSTRAP_EXPECT", value_name = "N")]
     pub bootstrap_expect: Option<usize>,
-    /// Join as a read replica that does not vote.
+    /// Join as a read replica that does not vote. It stays one until it is started with --join and without this.
     #[arg(long, env = "QUIRE_NON_VOTER")]
     pub non_voter: bool,
     /// The cluster's key: 32 random bytes, the same on all nodes, mode 0600 [default: DIR/cluster.key].
@@ -107,6 +130,9 @@ pub struct NodeArgs {
     /// Look for damaged pages in the background at this rate, in MiB per second; 0: never [default: 4].
     #[arg(long, env = "QUIRE_SCRUB_RATE_MIB", value_name = "MIB")]
     pub scrub_rate_mib: Option<u64>,
+    /// How long one attempt to join waits for the node to catch up [default: 60000]. For tests.
+    #[arg(long, env = "QUIRE_CATCH_UP_MS", value_name = "MS", hide = true)]
+    pub catch_up_ms: Option<u64>,
 }
 
 impl NodeArgs {
@@ -132,6 +158,7 @@ impl NodeArgs {
             checkpoint_mib: self.checkpoint_mib.or(file.checkpoint_mib),
             log_retain_mib: self.log_retain_mib.or(file.log_retain_mib),
             scrub_rate_mib: self.scrub_rate_mib.or(file.scrub_rate_mib),
+            catch_up_ms: self.catch_up_ms.or(file.catch_up_ms),
         }
     }
 }
@@ -142,6 +169,46 @@ pub struct ClientArgs {
     /// HTTP address of a node.
     #[arg(long, env = "QUIRE_HTTP_ADDR", default_value = "127.0.0.1:4001", value_name = "HOST:PORT")]
     pub http_addr: String,
+    /// Print JSON.
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// Flags of `quire remove`.
+#[derive(Clone, Debug, Args)]
+pub struct RemoveArgs {
+    /// The member's id.
+    #[arg(value_name = "NODE_ID", value_parser = clap::value_parser!(u64).range(1..))]
+    pub node_id: u64,
+    #[command(flatten)]
+    pub client: ClientArgs,
+}
+
+/// Flags of `quire leader`.
+#[derive(Clone, Debug, Args)]
+pub struct LeaderArgs {
+    /// Hand the lead over to this node, a voter.
+    #[arg(long, value_name = "NODE_ID", value_parser = clap::value_parser!(u64).range(1..))]
+    pub to: Option<u64>,
+    /// Hand the lead over to whichever voter can best take it.
+    #[arg(long, conflicts_with = "to")]
+    pub step_down: bool,
+    #[command(flatten)]
+    pub client: ClientArgs,
+}
+
+/// Flags of `quire recover`.
+#[derive(Clone, Debug, Args)]
+pub struct RecoverArgs {
+    /// The survivor's data directory.
+    #[arg(long, env = "QUIRE_DATA_DIR", value_name = "DIR")]
+    pub data_dir: PathBuf,
+    /// The survivor's node id; if given, it is checked against the directory's.
+    #[arg(long, env = "QUIRE_NODE_ID", value_name = "N")]
+    pub node_id: Option<u64>,
+    /// Do it.
+    #[arg(long)]
+    pub yes_i_know_what_may_be_lost: bool,
     /// Print JSON.
     #[arg(long)]
     pub json: bool,

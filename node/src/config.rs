@@ -26,6 +26,8 @@ pub struct Config {
     pub bootstrap_expect: Option<usize>,
     /// Join without a vote.
     pub non_voter: bool,
+    /// How long one attempt to join waits for the node to catch up.
+    pub catch_up: Duration,
     /// The cluster key's file, if not `DIR/cluster.key`.
     pub cluster_key: Option<PathBuf>,
     /// A group that may use the gate's socket.
@@ -104,8 +106,21 @@ impl Config {
                 "needs --join with the Raft addresses of the other nodes".into(),
             );
         }
-        if args.non_voter && args.join.is_empty() {
-            return bad("--non-voter", "needs --join: a cluster's first node votes".into());
+        if let Some(expect) = args.bootstrap_expect.filter(|n| *n > 1) {
+            // Otherwise two halves of the list could each start a cluster.
+            let listed = args.join.iter().collect::<std::collections::BTreeSet<_>>().len();
+            if listed > expect {
+                return bad(
+                    "--bootstrap-expect",
+                    format!(
+                        "is {expect}, but --join names {listed} addresses; name the {expect} nodes that start the \
+                         cluster, and let the others join it without --bootstrap-expect"
+                    ),
+                );
+            }
+            if args.non_voter {
+                return bad("--non-voter", "the nodes that start a cluster vote; use --join alone".into());
+            }
         }
         let heartbeat = Duration::from_millis(args.heartbeat_ms.unwrap_or(100));
         let election_timeout = Duration::from_millis(args.election_timeout_ms.unwrap_or(500));
@@ -142,6 +157,7 @@ impl Config {
             join: args.join,
             bootstrap_expect: args.bootstrap_expect,
             non_voter: args.non_voter,
+            catch_up: Duration::from_millis(args.catch_up_ms.unwrap_or(60_000)),
             cluster_key: args.cluster_key,
             socket_group: args.socket_group,
             heartbeat,
@@ -152,5 +168,39 @@ impl Config {
             log_retain_bytes: log_retain_mib << 20,
             scrub_bytes_per_second: scrub_rate_mib << 20,
         })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn refusal(change: impl FnOnce(&mut NodeArgs)) -> Option<String> {
+        let mut args = NodeArgs { data_dir: Some("d".into()), node_id: Some(1), ..NodeArgs::default() };
+        change(&mut args);
+        Config::new(args).err().map(|error| error.to_string())
+    }
+
+    #[test]
+    fn who_starts_a_cluster() {
+        let join = |addresses: &[&str]| addresses.iter().map(|&a| a.to_owned()).collect::<Vec<_>>();
+        let expect = |n, addresses: &[&str]| {
+            let join = join(addresses);
+            refusal(|args| (args.bootstrap_expect, args.join) = (Some(n), join))
+        };
+        assert_eq!(expect(3, &["a:1", "b:1", "c:1"]), None);
+        assert_eq!(expect(3, &["b:1", "c:1"]), None);
+        assert_eq!(expect(3, &["a:1", "b:1", "c:1", "a:1"]), None, "named twice");
+        assert!(expect(3, &[]).is_some_and(|why| why.contains("needs --join")));
+        assert!(
+            expect(3, &["a:1", "b:1", "c:1", "d:1"]).is_some_and(|why| why.contains("names 4 addresses"))
+        );
+        let replica = |n| {
+            refusal(|args| (args.bootstrap_expect, args.join, args.non_voter) = (n, join(&["a:1"]), true))
+        };
+        assert!(replica(Some(3)).is_some_and(|why| why.contains("--non-voter")));
+        assert_eq!(replica(None), None);
+        // A replica that is started again may leave --join out.
+        assert_eq!(refusal(|args| args.non_voter = true), None);
     }
 }

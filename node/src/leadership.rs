@@ -2,8 +2,8 @@
 
 use quire_raft::{RaftStatus, ServerState};
 use quire_vfs::gate::proto::{Refusal, RefusalCode};
-use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Mutex, OnceLock, PoisonError};
 use std::time::Duration;
 use tokio::sync::watch;
 
@@ -15,17 +15,34 @@ pub struct Leadership {
     applied_term: AtomicU64,
     /// How long after a quorum's last sign of life a leader still counts as one.
     freshness: Duration,
+    /// Why this node takes no part any more, if its cluster has removed it.
+    removed: Mutex<Option<String>>,
 }
 
 impl Leadership {
     /// Nothing is known yet.
     pub fn new(freshness: Duration) -> Leadership {
-        Leadership { status: OnceLock::new(), applied_term: AtomicU64::new(0), freshness }
+        Leadership {
+            status: OnceLock::new(),
+            applied_term: AtomicU64::new(0),
+            freshness,
+            removed: Mutex::default(),
+        }
     }
 
     /// Raft has started.
     pub fn attach(&self, status: watch::Receiver<RaftStatus>) {
         let _ = self.status.set(status);
+    }
+
+    /// This node was removed from its cluster, or, after all, was not.
+    pub fn set_removed(&self, why: Option<String>) {
+        *self.removed.lock().unwrap_or_else(PoisonError::into_inner) = why;
+    }
+
+    /// Why this node takes no part any more, if its cluster has removed it.
+    pub fn removed(&self) -> Option<String> {
+        self.removed.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     /// An entry of this term was handed over. True if it is the first of its term.
@@ -45,6 +62,9 @@ impl Leadership {
         let status = status.borrow();
         if let Err(why) = &status.running {
             return Err(unavailable(&format!("the node's Raft has stopped: {why}")));
+        }
+        if let Some(why) = self.removed() {
+            return Err(unavailable(&why));
         }
         if status.state != ServerState::Leader {
             let leader = status.leader.filter(|&id| id != status.node_id);

@@ -17,6 +17,7 @@ use crate::db::{DbError, sql};
 use crate::gate::server::SocketError;
 use crate::leadership::Leadership;
 use crate::machine::{Machine, MachineError};
+use crate::members;
 use crate::peers::{self, LeaderError, PeerHandler, PeerRequest};
 use crate::repair;
 use nix::fcntl::{Flock, FlockArg};
@@ -32,6 +33,8 @@ use std::time::{Duration, Instant, SystemTime};
 use tokio::sync::{mpsc, watch};
 use tracing::{error, info, warn};
 
+/// The first line of the identity file.
+pub(crate) const IDENTITY_VERSION: &str = "quire data directory, version 1";
 /// How long an open may wait for the cluster.
 const OPEN_DEADLINE: Duration = Duration::from_secs(8);
 /// Databases that changed are checkpointed this often even if their WAL is short.
@@ -274,6 +277,7 @@ impl Node {
     /// Makes the node part of a cluster, if it isn't: a new one, or the one it is told to join.
     pub async fn enter_cluster(self: &Arc<Self>) -> Result<(), NodeError> {
         if self.raft().is_initialized() {
+            tokio::spawn(members::keep(self.clone()));
             return Ok(());
         }
         let config = &self.config;
@@ -281,13 +285,16 @@ impl Node {
         let entered = match config.bootstrap_expect {
             Some(expect) if expect > 1 => peers::bootstrap(self, &config.join, expect, voter).await,
             _ if !config.join.is_empty() => peers::join_cluster(self, &config.join, voter).await,
+            _ if config.non_voter => Err("--non-voter needs --join: a cluster's first node votes".into()),
             _ => {
                 info!("starting a cluster of one");
                 let members = [(self.id(), self.peer.clone())].into();
                 self.raft().initialize(members).await.map_err(|error| error.to_string())
             }
         };
-        entered.map_err(NodeError::Cluster)
+        entered.map_err(NodeError::Cluster)?;
+        tokio::spawn(members::keep(self.clone()));
+        Ok(())
     }
 
     /// Purges what no restart here needs any more and what lagging members are not left time for.
@@ -489,7 +496,7 @@ async fn become_ready(node: Arc<Node>) {
     info!(databases = node.registry.all().len(), committed = status.committed_index, "ready");
 }
 
-fn lock(path: &Path) -> Result<Flock<File>, NodeError> {
+pub(crate) fn lock(path: &Path) -> Result<Flock<File>, NodeError> {
     let file = OpenOptions::new().create(true).truncate(false).write(true).open(path);
     let file = file.map_err(|error| NodeError::Io { path: path.to_owned(), error })?;
     Flock::lock(file, FlockArg::LockExclusiveNonblock).map_err(|_| NodeError::Locked(path.to_owned()))
@@ -520,7 +527,7 @@ fn cluster_key(config: &Config) -> Result<ClusterKey, NodeError> {
 
 /// Checks that the directory belongs to this node of this cluster; a new directory is taken into possession.
 fn identity(path: &Path, cluster_id: &[u8; 16], node_id: u64) -> Result<(), NodeError> {
-    const VERSION: &str = "quire data directory, version 1";
+    const VERSION: &str = IDENTITY_VERSION;
     let io = |error| NodeError::Io { path: path.to_owned(), error };
     let bad = |reason: String| NodeError::Identity { path: path.to_owned(), reason };
     let cluster: String = cluster_id.iter().map(|byte| format!("{byte:02x}")).collect();

@@ -3,10 +3,11 @@
 //! authenticated connections.
 
 use crate::command::Command;
+use crate::members;
 use crate::node::Node;
 use bytes::Bytes;
 use futures_util::future::BoxFuture;
-use quire_raft::{Bulk, NodeId, Peer, ProposeError, RaftError, RequestHandler};
+use quire_raft::{Bulk, LogPosition, NodeId, Peer, ProposeError, RaftError, RequestHandler};
 use quire_vfs::format::PageSize;
 use serde::{Deserialize, Serialize};
 use std::sync::{Arc, OnceLock, Weak};
@@ -14,11 +15,13 @@ use std::time::Duration;
 use tokio::time::Instant;
 use tracing::{info, warn};
 
-/// How long the leader waits for a new member to catch up before it stays a learner for now.
-const CATCH_UP: Duration = Duration::from_secs(60);
-const RETRY_PAUSE: Duration = Duration::from_millis(100);
+/// Between attempts.
+pub(crate) const RETRY_PAUSE: Duration = Duration::from_millis(100);
 /// One attempt at one peer.
-const ATTEMPT: Duration = Duration::from_secs(5);
+pub(crate) const ATTEMPT: Duration = Duration::from_secs(5);
+
+/// Between log lines about the same thing.
+const COMPLAIN: Duration = Duration::from_secs(5);
 
 /// A request from one node to another.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -53,6 +56,30 @@ pub enum PeerRequest {
         /// Read all pages, too.
         scrub: bool,
     },
+    /// I am a member: let the membership say where I am now, and give me a vote if I want one and have the log.
+    /// For the leader, but who else hears it knows now where to reach the sender.
+    Announce {
+        /// The sender.
+        node_id: NodeId,
+        /// Where it is reached by Raft.
+        raft_addr: String,
+        /// Where its HTTP is.
+        http_addr: String,
+        /// Whether it wants to vote.
+        voter: bool,
+        /// Term, leader and index of the last entry that it knows to be committed: shows whose history it shares.
+        committed: Option<(u64, NodeId, u64)>,
+    },
+    /// Remove a member. For the leader.
+    Remove {
+        /// Which.
+        node_id: NodeId,
+    },
+    /// Hand the lead over. For the leader.
+    StepDown {
+        /// To this voter, or to the one that can best take it.
+        to: Option<NodeId>,
+    },
 }
 
 /// The answer.
@@ -77,6 +104,8 @@ pub enum PeerResponse {
     Unavailable(String),
     /// No, and why.
     Refused(String),
+    /// The node that it is about is not a member.
+    NotMember,
 }
 
 /// Why the leader did not do what was asked.
@@ -91,6 +120,19 @@ pub enum LeaderError {
 }
 
 impl PeerRequest {
+    /// The node that a request speaks for, if it does; it must be the sender.
+    fn speaks_for(&self) -> Option<NodeId> {
+        match self {
+            PeerRequest::Join { node_id, .. } | PeerRequest::Announce { node_id, .. } => Some(*node_id),
+            _ => None,
+        }
+    }
+
+    /// Whether only members may ask for it.
+    fn is_for_members(&self) -> bool {
+        !matches!(self, PeerRequest::Hello | PeerRequest::Join { .. } | PeerRequest::Announce { .. })
+    }
+
     fn encode(&self) -> Bytes {
         serde_json::to_vec(self).unwrap_or_default().into()
     }
@@ -123,10 +165,7 @@ impl RequestHandler for PeerHandler {
                 (Some(_), Err(error)) => {
                     PeerResponse::Refused(format!("the request makes no sense: {error}"))
                 }
-                (Some(_), Ok(PeerRequest::Join { node_id, .. })) if node_id != from => {
-                    PeerResponse::Refused(format!("node {from} can't join as node {node_id}"))
-                }
-                (Some(node), Ok(request)) => serve(&node, request).await,
+                (Some(node), Ok(request)) => answer(&node, from, request).await,
             };
             serde_json::to_vec(&response).unwrap_or_default().into()
         })
@@ -142,8 +181,22 @@ impl RequestHandler for PeerHandler {
     }
 }
 
+/// Answers a request of a peer, if it may ask for that.
+async fn answer(node: &Arc<Node>, from: NodeId, request: PeerRequest) -> PeerResponse {
+    if let Some(other) = request.speaks_for().filter(|&id| id != from) {
+        return PeerResponse::Refused(format!("node {from} can't speak for node {other}"));
+    }
+    // A node that was removed may not know it yet; who doesn't lead may not know the newest member yet.
+    let status = node.raft_status();
+    let leads = status.leader == Some(node.id());
+    if leads && request.is_for_members() && from != node.id() && !status.peers.contains_key(&from) {
+        return PeerResponse::Refused(format!("node {from} is not a member of this cluster"));
+    }
+    serve(node, request).await
+}
+
 /// Serves a request on this node.
-async fn serve(node: &Arc<Node>, request: PeerRequest) -> PeerResponse {
+pub(crate) async fn serve(node: &Arc<Node>, request: PeerRequest) -> PeerResponse {
     let raft = node.raft();
     let command = match request {
         PeerRequest::Hello => {
@@ -157,15 +210,15 @@ async fn serve(node: &Arc<Node>, request: PeerRequest) -> PeerResponse {
         }
         PeerRequest::Join { node_id, raft_addr, http_addr, voter } => {
             let peer = Peer { raft_addr, http_addr };
-            return match join(node, node_id, peer, voter).await {
-                Ok(()) => PeerResponse::Index(0),
-                Err(RaftError::NotLeader { leader }) => {
-                    PeerResponse::NotLeader(leader.map(|(_, peer)| peer.raft_addr))
-                }
-                Err(RaftError::Refused(why)) => PeerResponse::Refused(why),
-                Err(error) => PeerResponse::Unavailable(error.to_string()),
-            };
+            return members::join(node, node_id, peer, voter).await.into();
         }
+        PeerRequest::Announce { node_id, raft_addr, http_addr, voter, committed } => {
+            let peer = Peer { raft_addr, http_addr };
+            let committed = committed.map(|(term, leader, index)| LogPosition { term, leader, index });
+            return members::announced(node, node_id, peer, voter, committed).await;
+        }
+        PeerRequest::Remove { node_id } => return members::serve_remove(node, node_id).await,
+        PeerRequest::StepDown { to } => return raft.hand_over(to).await.map(drop).into(),
         PeerRequest::CreateDatabase { name, page_size } => {
             let Some(page_size) = PageSize::new(page_size) else {
                 return PeerResponse::Refused(format!("{page_size} is no page size"));
@@ -189,23 +242,17 @@ async fn serve(node: &Arc<Node>, request: PeerRequest) -> PeerResponse {
     }
 }
 
-async fn join(node: &Arc<Node>, id: NodeId, peer: Peer, voter: bool) -> Result<(), RaftError> {
-    let raft = node.raft();
-    let status = raft.status();
-    if let Some(known) = status.peers.get(&id)
-        && *known != peer
-    {
-        return Err(RaftError::Refused(format!(
-            "node id {id} belongs to the member at {}; give the new node an id of its own",
-            known.raft_addr
-        )));
+impl From<Result<(), RaftError>> for PeerResponse {
+    fn from(result: Result<(), RaftError>) -> PeerResponse {
+        match result {
+            Ok(()) => PeerResponse::Index(0),
+            Err(RaftError::NotLeader { leader }) => {
+                PeerResponse::NotLeader(leader.map(|(_, peer)| peer.raft_addr))
+            }
+            Err(RaftError::Refused(why)) => PeerResponse::Refused(why),
+            Err(error) => PeerResponse::Unavailable(error.to_string()),
+        }
     }
-    raft.add_learner(id, peer.clone(), CATCH_UP).await?;
-    if voter && !raft.status().voters.contains(&id) {
-        raft.promote(id).await?;
-    }
-    info!(node = id, raft_addr = peer.raft_addr, voter, "joined");
-    Ok(())
 }
 
 fn nonce() -> u64 {
@@ -222,28 +269,42 @@ pub async fn ask_leader(
     let deadline = Instant::now() + deadline;
     let mut why = "there is no leader".to_string();
     while Instant::now() < deadline {
-        let status = node.raft().status();
-        let response = match status.leader {
-            Some(leader) if leader == node.id() => {
-                let served = tokio::time::timeout_at(deadline, serve(node, request.clone())).await;
-                served.unwrap_or_else(|_| PeerResponse::Unavailable("no quorum answered in time".into()))
-            }
-            Some(leader) => match node.raft().request(leader, request.encode(), ATTEMPT).await {
-                Ok(bytes) => decode_response(&bytes),
-                Err(error) => PeerResponse::Unavailable(format!("leader (node {leader}): {error}")),
-            },
-            None => PeerResponse::NotLeader(None),
-        };
-        match response {
+        let left = deadline.saturating_duration_since(Instant::now());
+        match attempt(node, &request, left, ATTEMPT).await {
             PeerResponse::Index(index) => return Ok(index),
             PeerResponse::Refused(why) => return Err(LeaderError::Refused(why)),
             PeerResponse::Unavailable(reason) => why = reason,
             PeerResponse::NotLeader(_) => why = "there is no leader".into(),
-            PeerResponse::Hello { .. } => why = "the peer's answer makes no sense".into(),
+            PeerResponse::Hello { .. } | PeerResponse::NotMember => {
+                why = "the peer's answer makes no sense".into()
+            }
         }
         tokio::time::sleep(RETRY_PAUSE).await;
     }
     Err(LeaderError::Unavailable(why))
+}
+
+/// One attempt at having the leader serve a request: within `here` if this node leads, else within `there`.
+pub(crate) async fn attempt(
+    node: &Arc<Node>,
+    request: &PeerRequest,
+    here: Duration,
+    there: Duration,
+) -> PeerResponse {
+    if let Some(why) = node.leadership().removed() {
+        return PeerResponse::Refused(why);
+    }
+    match node.raft_status().leader {
+        Some(leader) if leader == node.id() => {
+            let served = tokio::time::timeout(here, serve(node, request.clone())).await;
+            served.unwrap_or_else(|_| PeerResponse::Unavailable("no quorum answered in time".into()))
+        }
+        Some(leader) => match node.raft().request(leader, request.encode(), there.min(here)).await {
+            Ok(bytes) => decode_response(&bytes),
+            Err(error) => PeerResponse::Unavailable(format!("leader (node {leader}): {error}")),
+        },
+        None => PeerResponse::NotLeader(None),
+    }
 }
 
 /// Asks the node at an address, in one attempt.
@@ -257,26 +318,31 @@ pub async fn ask_address(
     bytes.map(|bytes| decode_response(&bytes)).map_err(|error| error.to_string())
 }
 
-/// Joins the cluster of any of `addresses`; tries until it succeeds or is refused.
+/// Joins the cluster of any of `addresses`; tries until it is taken in or refused.
+///
+/// It is taken in as soon as a leader sends it anything. From then on it must not ask to join: it may have been
+/// removed meanwhile, and would come back by itself. What is left to do, [`members::keep`] does.
 pub async fn join_cluster(node: &Arc<Node>, addresses: &[String], voter: bool) -> Result<(), String> {
     let me = node.peer().clone();
     let request =
         PeerRequest::Join { node_id: node.id(), raft_addr: me.raft_addr, http_addr: me.http_addr, voter };
     let mut complaint = Instant::now();
-    loop {
+    while !node.raft().is_initialized() {
         let mut targets: Vec<String> = addresses.to_vec();
         let mut redirected = false;
         while let Some(address) = targets.pop() {
-            match ask_address(node, &address, &request, CATCH_UP + ATTEMPT).await {
+            match ask_address(node, &address, &request, node.config().catch_up + ATTEMPT).await {
                 Ok(PeerResponse::Index(_)) => return Ok(()),
                 Ok(PeerResponse::Refused(why)) => return Err(format!("{address} refused: {why}")),
                 Ok(PeerResponse::NotLeader(Some(leader))) if !redirected => {
                     redirected = true;
                     targets.push(leader);
                 }
+                // Not now: added, perhaps, but not caught up yet, or without a quorum. It is asked again.
+                Ok(PeerResponse::Unavailable(why)) => info!(address, "not joined yet: {why}"),
                 Ok(_) => {}
                 Err(why) => {
-                    if complaint.elapsed() > Duration::from_secs(5) {
+                    if complaint.elapsed() > COMPLAIN {
                         let hint =
                             if why.contains("certificate") { "; is its cluster key another?" } else { "" };
                         warn!(address, "can't join yet: {why}{hint}");
@@ -287,6 +353,8 @@ pub async fn join_cluster(node: &Arc<Node>, addresses: &[String], voter: bool) -
         }
         tokio::time::sleep(2 * RETRY_PAUSE).await;
     }
+    info!("taken in by the cluster");
+    Ok(())
 }
 
 /// Starts a cluster together with the nodes at `addresses`, once `expect` of them (this one included) have
@@ -298,15 +366,21 @@ pub async fn bootstrap(
     expect: usize,
     voter: bool,
 ) -> Result<(), String> {
+    let mut complaint = Instant::now();
     loop {
         let mut met = std::collections::BTreeMap::from([(node.id(), node.peer().clone())]);
         let mut exists = false;
         for address in addresses {
             match ask_address(node, address, &PeerRequest::Hello, ATTEMPT).await {
                 Ok(PeerResponse::Hello { node_id, initialized, raft_addr, http_addr }) => {
+                    if node_id == node.id() && raft_addr != node.peer().raft_addr {
+                        return Err(format!("another node, at {raft_addr}, has the node id {node_id}, too"));
+                    }
                     exists |= initialized && node_id != node.id();
                     met.insert(node_id, Peer { raft_addr, http_addr });
                 }
+                // A node that is just starting says so; it will be met in a moment.
+                Ok(PeerResponse::Unavailable(why)) => tracing::debug!(address, "not met yet: {why}"),
                 Ok(other) => return Err(format!("{address} answered {other:?}")),
                 Err(why) => tracing::debug!(address, "not met yet: {why}"),
             }
@@ -327,6 +401,11 @@ pub async fn bootstrap(
         if met.len() >= expect && met.keys().next() == Some(&node.id()) {
             info!(nodes = ?met.keys().collect::<Vec<_>>(), "starting a cluster");
             return node.raft().initialize(met).await.map_err(|error| error.to_string());
+        }
+        if complaint.elapsed() > COMPLAIN {
+            let met: Vec<_> = met.keys().collect();
+            info!(?met, expect, "waiting for the nodes that are to start the cluster");
+            complaint = Instant::now();
         }
         tokio::time::sleep(RETRY_PAUSE).await;
     }

@@ -28,9 +28,11 @@ pub mod inspect;
 mod key;
 mod log;
 mod machine;
+mod members;
 mod net;
 mod propose;
 mod raft;
+pub mod recover;
 mod status;
 mod types;
 

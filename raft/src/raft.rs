@@ -8,7 +8,9 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use openraft::async_runtime::WatchReceiver;
-use openraft::errors::{ClientWriteError, Fatal, ForwardToLeader, LinearizableReadError};
+use openraft::errors::{
+    ChangeMembershipError, ClientWriteError, Fatal, ForwardToLeader, LinearizableReadError,
+};
 use openraft::{ChangeMembers, ReadPolicy, SnapshotPolicy};
 use tokio::sync::{Semaphore, watch};
 
@@ -19,6 +21,7 @@ use crate::net::codec;
 use crate::net::endpoint::{self, Endpoint};
 use crate::net::link::{Lane, Link, Links};
 use crate::net::server::Server;
+use crate::recover;
 use crate::status;
 use crate::types::{C, Core};
 use crate::{
@@ -29,7 +32,7 @@ use crate::{
 /// For a change of membership, a transfer or a purge to take effect.
 const ADMIN: Duration = Duration::from_secs(30);
 /// For the core to answer a call at all.
-const PING: Duration = Duration::from_secs(5);
+pub(crate) const PING: Duration = Duration::from_secs(5);
 /// A learner this close to the leader's log counts as caught up.
 const CAUGHT_UP: u64 = 128;
 /// For the log to be written out at shutdown.
@@ -51,7 +54,9 @@ pub(crate) struct Inner {
     pub(crate) log: LogStore,
     machine: Machine,
     endpoint: Arc<Endpoint>,
-    links: Arc<Links>,
+    pub(crate) links: Arc<Links>,
+    /// Members that the cluster was recovered without.
+    pub(crate) given_up: BTreeSet<NodeId>,
     pub(crate) room: Arc<Semaphore>,
     pub(crate) inflight: Arc<AtomicU64>,
     status: watch::Receiver<RaftStatus>,
@@ -89,7 +94,7 @@ fn core_config(config: &RaftConfig) -> Result<openraft::Config, StartError> {
 }
 
 /// Checks that what the state machine and the log say of the past fits together.
-fn check_applied(applied: &AppliedState, log: &LogStore) -> Result<(), StartError> {
+pub(crate) fn check_applied(applied: &AppliedState, log: &LogStore) -> Result<(), StartError> {
     let (purged, last) = (log.purged(), log.last());
     let say = |p: Option<LogPosition>| p.map_or("nothing".to_string(), |p| p.to_string());
     if purged.map(|p| p.index) > applied.position.map(|p| p.index) {
@@ -155,6 +160,7 @@ impl Raft {
         let applied = applied?;
         check_applied(&applied, &log)?;
         let target = machine.clone();
+        let given_up = recover::given_up(&config.dir, &log)?;
         let machine = Machine::new(machine, applied).map_err(|e| StartError::StateMachine(e.to_string()))?;
         let known_term = log.term();
         let endpoint = Arc::new(endpoint::bind(&config).await?);
@@ -185,6 +191,7 @@ impl Raft {
             append_frame: codec::max_append_frame(limits.command_bytes, limits.append_frame_bytes),
             append_window: limits.append_window_bytes,
             request_bytes: limits.request_bytes,
+            given_up: given_up.clone(),
             bodies: Arc::new(Semaphore::new(limits.requests_inflight_bytes)),
         };
         if let Some(endpoint) = endpoint.get() {
@@ -205,7 +212,8 @@ impl Raft {
         }
         let room = Arc::new(Semaphore::new(limits.inflight_bytes));
         let (inflight, admin) = (Arc::default(), tokio::sync::Mutex::new(()));
-        let inner = Inner { config, core, log, machine, endpoint, links, room, inflight, status, admin };
+        let inner =
+            Inner { config, core, log, machine, endpoint, links, given_up, room, inflight, status, admin };
         Ok(Raft { inner: Arc::new(inner) })
     }
 
@@ -262,6 +270,9 @@ impl Raft {
         check_peer(&peer)?;
         {
             let _one = self.inner.admin.lock().await;
+            // The new address first: the quorum that is to commit it may depend on the member that has moved. And
+            // openraft goes on with the connections that it has, so it has to be told to them as well.
+            self.peer_moved(id, &peer.raft_addr);
             self.wait_leading().await?;
             let now = self.status();
             if !now.peers.contains_key(&id) && now.peers.len() >= MAX_MEMBERS {
@@ -466,14 +477,13 @@ impl Raft {
     /// returns (the address: at the latest a moment later).
     pub async fn shutdown(&self) {
         let now = self.status();
-        if now.state == ServerState::Leader && now.running.is_ok() {
-            let voters = now.replication.iter().filter(|(id, _)| now.voters.contains(id));
-            if let Some((to, _)) = voters.max_by_key(|(_, matched)| **matched) {
-                // Best effort: without it the others elect a leader after their time-outs.
-                let handed =
-                    tokio::time::timeout(self.inner.config.election_min, self.transfer_leader(*to)).await;
-                tracing::info!(to, ok = matches!(handed, Ok(Ok(()))), "leader hands over before it stops");
-            }
+        if now.state == ServerState::Leader
+            && now.running.is_ok()
+            && let Some(to) = self.successor()
+        {
+            // Best effort: without it the others elect a leader after their time-outs.
+            let handed = tokio::time::timeout(self.inner.config.election_min, self.transfer_leader(to)).await;
+            tracing::info!(to, ok = matches!(handed, Ok(Ok(()))), "leader hands over before it stops");
         }
         if tokio::time::timeout(CLOSE, self.inner.core.shutdown()).await.is_err() {
             tracing::error!("raft core didn't stop in time");
@@ -501,6 +511,10 @@ impl Raft {
             Err(openraft::errors::RaftError::APIError(e)) => Err(match e {
                 ClientWriteError::ForwardToLeader(f) => RaftError::NotLeader { leader: self.leader_of(f) },
                 ClientWriteError::LogEntryDiscarded(_) => RaftError::TimedOut(e.to_string()),
+                // The one before is not committed yet, for want of a quorum; nothing is wrong with this one.
+                ClientWriteError::ChangeMembershipError(e @ ChangeMembershipError::InProgress(_)) => {
+                    RaftError::NoQuorum(e.to_string())
+                }
                 ClientWriteError::ChangeMembershipError(e) => RaftError::Refused(e.to_string()),
                 ClientWriteError::PreconditionFailed(e) => RaftError::Refused(e.to_string()),
             }),
@@ -509,11 +523,16 @@ impl Raft {
 
     /// Waits until this node, if it leads, has committed an entry of its own term: before that openraft refuses
     /// changes of membership.
-    async fn wait_leading(&self) -> RaftResult<()> {
+    pub(crate) async fn wait_leading(&self) -> RaftResult<()> {
         if self.status().state != ServerState::Leader {
             return Err(self.not_leader());
         }
-        self.read_barrier(self.inner.config.election_max * 2).await.map(|_| ())
+        let limit = self.inner.config.election_max * 2;
+        // The barrier says that it leads, and which entry has to be committed for that; not that it is.
+        let at = self.read_barrier(limit).await?;
+        let done = |s: &RaftStatus| s.committed_index >= Some(at) || s.state != ServerState::Leader;
+        let now = self.wait_status(limit, "commit of the leader's first entry", done).await?;
+        if now.state == ServerState::Leader { Ok(()) } else { Err(self.not_leader()) }
     }
 
     async fn wait_caught_up(&self, id: NodeId, limit: Duration) -> RaftResult<()> {
@@ -551,7 +570,7 @@ impl Raft {
         }
     }
 
-    fn not_leader(&self) -> RaftError {
+    pub(crate) fn not_leader(&self) -> RaftError {
         let s = self.status();
         let leader = s.leader.filter(|l| *l != s.node_id);
         RaftError::NotLeader { leader: leader.and_then(|l| Some((l, s.peers.get(&l)?.clone()))) }
@@ -578,11 +597,11 @@ impl Raft {
     }
 }
 
-fn stopped(e: Fatal<C>) -> RaftError {
+pub(crate) fn stopped(e: Fatal<C>) -> RaftError {
     RaftError::Stopped(e.to_string())
 }
 
-async fn timed<T>(limit: Duration, what: &str, f: impl Future<Output = T>) -> RaftResult<T> {
+pub(crate) async fn timed<T>(limit: Duration, what: &str, f: impl Future<Output = T>) -> RaftResult<T> {
     tokio::time::timeout(limit, f).await.map_err(|_| RaftError::TimedOut(format!("{what}: {limit:?}")))
 }
 

@@ -280,6 +280,11 @@ impl Scene {
             node.flags = flags.map(|&flag| flag.to_owned()).collect();
         }
         test.cluster.start().unwrap();
+        Scene::on(test)
+    }
+
+    /// A running cluster, and the tables that the apps write.
+    pub fn on(test: TestCluster) -> Scene {
         let script = test.dir.path().join("crash_app.py");
         std::fs::write(&script, SCRIPT).unwrap();
         let scene = Scene { test, journal: Arc::default(), script };

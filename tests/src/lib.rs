@@ -5,6 +5,7 @@
 //! failure.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "test support")]
 
+pub mod admin;
 pub mod crash;
 pub mod hosts;
 pub mod replicas;

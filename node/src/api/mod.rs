@@ -1,14 +1,18 @@
-//! The HTTP API: so far what tells about a node and proves its databases. The shapes of `/readyz`, `/status`
-//! and `/nodes` are those of rqlite v10, so that its tools can read them.
+//! The HTTP API: so far what tells about a node, changes its cluster and proves its databases. The shapes of
+//! `/readyz`, `/status`, `/nodes`, `/leader` and `/remove` are those of rqlite v10, so that its tools can read them.
 //!
 //! | path | method | answer |
 //! |---|---|---|
 //! | `/readyz` | GET | 200 or 503, lines such as `[+]leader ok`; `noleader` leaves the leader out |
 //! | `/status` | GET | JSON; `key=a.b` selects, `pretty` indents |
 //! | `/nodes` | GET | JSON map by id, `ver=2` a list; `nonvoters`, `timeout=5s` |
+//! | `/leader` | GET | the leader, as one of `/nodes`; 503 while there is none |
+//! | `/leader` | POST | has it step down; body `{"id":"2"}` names a successor; `wait`, `timeout=10s` |
+//! | `/remove` | DELETE | removes the member of the body, `{"id":"2"}`; `timeout=30s` |
 //! | `/verify` | POST | appends a verification, `files` with file hashes; `{"index":N}` |
 //! | `/verify?index=N` | GET | what this node's databases were at that entry |
 
+pub mod members;
 pub mod status;
 pub mod verify;
 
@@ -17,7 +21,7 @@ use axum::extract::{Request, State};
 use axum::http::{HeaderValue, StatusCode, header};
 use axum::middleware::{self, Next};
 use axum::response::{IntoResponse, Response};
-use axum::routing::get;
+use axum::routing::{delete, get};
 use axum::{Json, Router};
 use serde_json::{Value, json};
 use std::sync::Arc;
@@ -34,6 +38,8 @@ pub fn router(node: Arc<Node>) -> Router {
         .route("/readyz", get(status::readyz))
         .route("/status", get(status::status))
         .route("/nodes", get(status::nodes))
+        .route("/leader", get(members::leader).post(members::step_down))
+        .route("/remove", delete(members::remove))
         .route("/verify", get(verify::result).post(verify::start))
         .fallback(|| async { error(StatusCode::NOT_FOUND, "there is no such path") })
         .method_not_allowed_fallback(|| async {

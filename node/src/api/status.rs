@@ -5,13 +5,13 @@ use crate::node::Node;
 use axum::extract::State;
 use axum::http::StatusCode;
 use axum::response::{IntoResponse, Response};
-use quire_raft::{RaftStatus, ServerState};
+use quire_raft::{NodeId, Peer, RaftStatus, ServerState};
 use serde_json::{Map, Value, json};
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 /// How long `/nodes` waits for another node.
-const REACH: Duration = Duration::from_secs(2);
+pub(super) const REACH: Duration = Duration::from_secs(2);
 
 /// Whether the node serves: 200, or 503 and what is missing.
 pub(super) async fn readyz(State(node): NodeState, params: Params) -> Response {
@@ -29,6 +29,7 @@ pub(super) async fn readyz(State(node): NodeState, params: Params) -> Response {
     if !params.flag("noleader") {
         line("leader", status.leader.is_none().then(|| "not known".to_owned()));
     }
+    line("member", node.leadership().removed());
     line("store", (!node.is_ready()).then(|| "is reading the log again".to_owned()));
     for database in node.registry().all().iter().map(|db| db.status()) {
         if let Some(why) = database.fenced {
@@ -88,6 +89,7 @@ fn describe(node: &Arc<Node>) -> Value {
             "fsm_index": status.applied_index,
             "db_applied_index": main.map(|db| db.index),
             "ready": node.is_ready(),
+            "removed": node.leadership().removed(),
             "raft": raft(&status),
             "log_bytes": node.raft().log_bytes(),
             "sqlite3": {
@@ -131,29 +133,7 @@ pub(super) async fn nodes(State(node): NodeState, params: Params) -> Response {
     let status = node.raft_status();
     let members =
         status.peers.iter().filter(|(id, _)| params.flag("nonvoters") || status.voters.contains(id));
-    let probes = members.map(|(id, peer)| {
-        let (id, peer, leader) = (*id, peer.clone(), status.leader == Some(*id));
-        let voter = status.voters.contains(&id);
-        let is_self = id == node.id();
-        async move {
-            let began = Instant::now();
-            let reached = if is_self { Ok(()) } else { reach(&peer.http_addr, timeout).await };
-            let mut entry = json!({
-                "id": id.to_string(),
-                "api_addr": format!("http://{}", peer.http_addr),
-                "addr": peer.raft_addr,
-                "version": RQLITE_VERSION,
-                "voter": voter,
-                "reachable": reached.is_ok(),
-                "leader": leader,
-                "time": began.elapsed().as_secs_f64(),
-            });
-            if let Err(why) = reached {
-                entry["error"] = Value::String(why);
-            }
-            entry
-        }
-    });
+    let probes = members.map(|(id, peer)| probe(&status, *id, peer, timeout));
     let entries = futures_util::future::join_all(probes).await;
     let value = if params.get("ver") == Some("2") {
         json!({ "nodes": entries })
@@ -166,6 +146,26 @@ pub(super) async fn nodes(State(node): NodeState, params: Params) -> Response {
         Value::Object(by_id.collect::<Map<_, _>>())
     };
     body(&value, params.flag("pretty"))
+}
+
+/// What `/nodes` says of a member.
+pub(super) async fn probe(status: &RaftStatus, id: NodeId, peer: &Peer, timeout: Duration) -> Value {
+    let began = Instant::now();
+    let reached = if id == status.node_id { Ok(()) } else { reach(&peer.http_addr, timeout).await };
+    let mut entry = json!({
+        "id": id.to_string(),
+        "api_addr": format!("http://{}", peer.http_addr),
+        "addr": peer.raft_addr,
+        "version": RQLITE_VERSION,
+        "voter": status.voters.contains(&id),
+        "reachable": reached.is_ok(),
+        "leader": status.leader == Some(id),
+        "time": began.elapsed().as_secs_f64(),
+    });
+    if let Err(why) = reached {
+        entry["error"] = Value::String(why);
+    }
+    entry
 }
 
 async fn reach(address: &str, timeout: Duration) -> Result<(), String> {

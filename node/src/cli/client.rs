@@ -6,6 +6,8 @@ use std::time::Duration;
 
 /// No single request takes longer.
 const TIMEOUT: Duration = Duration::from_secs(15);
+/// Nor one that changes the membership: longer than the node takes until it gives up.
+const CHANGE_TIMEOUT: Duration = Duration::from_secs(45);
 
 /// A client of one node.
 #[derive(Debug)]
@@ -37,6 +39,20 @@ impl Client {
     pub fn post(&self, path: &str) -> anyhow::Result<Value> {
         let url = format!("http://{}{path}", self.address);
         self.read(self.agent.post(&url).send_empty())
+    }
+
+    /// POST with a JSON body, for a change that may take a while.
+    pub fn post_json(&self, path: &str, body: &Value) -> anyhow::Result<Value> {
+        let url = format!("http://{}{path}", self.address);
+        let request = self.agent.post(&url).config().timeout_global(Some(CHANGE_TIMEOUT)).build();
+        self.read(request.send_json(body))
+    }
+
+    /// DELETE with a JSON body, for a change that may take a while.
+    pub fn delete_json(&self, path: &str, body: &Value) -> anyhow::Result<Value> {
+        let url = format!("http://{}{path}", self.address);
+        let request = self.agent.delete(&url).config().timeout_global(Some(CHANGE_TIMEOUT)).build();
+        self.read(request.force_send_body().send_json(body))
     }
 
     /// The text of a path, whatever its status.

@@ -38,6 +38,7 @@ pub struct LocalNode {
 pub struct LocalCluster {
     program: PathBuf,
     dir: PathBuf,
+    next_id: u64,
     /// The nodes, in order of their ids from 1.
     pub nodes: Vec<LocalNode>,
 }
@@ -101,6 +102,13 @@ impl LocalNode {
         self.dir.with_extension("log")
     }
 
+    /// The ids of the voters, in order, as this node knows them, if it answers.
+    pub fn voters(&self) -> Option<Vec<u64>> {
+        let status = self.status()?;
+        let nodes = status["store"]["nodes"].as_array()?.iter().filter(|n| n["suffrage"] == "voter");
+        nodes.map(|n| n["id"].as_str()?.parse().ok()).collect()
+    }
+
     /// Its `/status`, if it answers.
     pub fn status(&self) -> Option<Value> {
         self.child.as_ref().and_then(|_| self.client().get("/status").ok())
@@ -113,7 +121,7 @@ impl LocalCluster {
         std::fs::create_dir_all(dir)?;
         ClusterKey::generate(dir.join("cluster.key"))?;
         let mut cluster =
-            LocalCluster { program: program.to_owned(), dir: dir.to_owned(), nodes: Vec::new() };
+            LocalCluster { program: program.to_owned(), dir: dir.to_owned(), next_id: 1, nodes: Vec::new() };
         for _ in 0..count {
             cluster.add()?;
         }
@@ -122,14 +130,9 @@ impl LocalCluster {
 
     /// Prepares one more node and returns its id.
     pub fn add(&mut self) -> anyhow::Result<u64> {
-        let id = self.nodes.len() as u64 + 1;
-        // The kernel may hand out again what another node has been given and doesn't use yet.
-        let (http, raft) = loop {
-            let (http, raft) = free_ports()?;
-            if self.nodes.iter().all(|node| node.http != http && node.raft != raft) {
-                break (http, raft);
-            }
-        };
+        let id = self.next_id;
+        self.next_id += 1;
+        let (http, raft) = self.unused_ports()?;
         let dir = self.dir.join(format!("node{id}"));
         self.nodes.push(LocalNode { id, dir, http, raft, flags: Vec::new(), env: Vec::new(), child: None });
         Ok(id)
@@ -145,17 +148,38 @@ impl LocalCluster {
         }
         let count = self.nodes.len();
         self.wait("all nodes to vote", Duration::from_secs(60), |cluster| {
-            cluster.nodes.iter().all(|node| {
-                let voters = node.status().and_then(|status| {
-                    let nodes = status["store"]["nodes"].as_array()?.clone();
-                    Some(nodes.iter().filter(|n| n["suffrage"] == "voter").count())
-                });
-                voters == Some(count)
-            })
+            cluster.nodes.iter().all(|node| node.voters().is_some_and(|voters| voters.len() == count))
         })
     }
 
-    /// Starts a node, for the first time or again.
+    /// Kills a node and forgets it; its id is not used again.
+    pub fn forget(&mut self, id: u64) -> anyhow::Result<()> {
+        if self.node(id)?.is_running() {
+            self.kill(id)?;
+        }
+        self.nodes.retain(|node| node.id != id);
+        Ok(())
+    }
+
+    /// Gives a node, which must not run, other addresses.
+    pub fn readdress(&mut self, id: u64) -> anyhow::Result<()> {
+        let (http, raft) = self.unused_ports()?;
+        let node = self.node_mut(id)?;
+        (node.http, node.raft) = (http, raft);
+        Ok(())
+    }
+
+    /// The kernel may hand out again what another node has been given and doesn't use yet.
+    fn unused_ports(&self) -> anyhow::Result<(String, String)> {
+        loop {
+            let (http, raft) = free_ports()?;
+            if self.nodes.iter().all(|node| node.http != http && node.raft != raft) {
+                return Ok((http, raft));
+            }
+        }
+    }
+
+    /// Starts a node, for the first time or again. All but the first are told to join the first in the list.
     pub fn start_node(&mut self, id: u64) -> anyhow::Result<()> {
         let join = self.nodes[0].raft.clone();
         let key = self.dir.join("cluster.key");

@@ -6,7 +6,10 @@ pub mod client;
 pub mod demo;
 pub mod host;
 pub mod inspect;
+pub mod leader;
 pub mod local;
+pub mod recover;
+pub mod remove;
 pub mod run;
 pub mod status;
 pub mod verify;
@@ -47,6 +50,9 @@ pub fn run(cli: Cli) -> anyhow::Result<ExitCode> {
         Command::Verify(args) => verify::run(&args),
         Command::Inspect(args) => inspect::run(&args.what),
         Command::Bench(args) => bench::run(&args),
+        Command::Remove(args) => remove::run(&args),
+        Command::Leader(args) => leader::run(&args),
+        Command::Recover(args) => recover::run(&args),
         Command::Host(args) => host::run(&args),
     }
 }

@@ -5,8 +5,8 @@ use crate::args::ClientArgs;
 use serde_json::Value;
 use std::process::ExitCode;
 
-/// Prints the status. Fails if a node is unreachable, there is no leader, a database is fenced or
-/// the disk is full.
+/// Prints the status. Fails if a node is unreachable, there is no leader, a database is fenced,
+/// the disk is full or the node was removed.
 pub fn run(args: &ClientArgs) -> anyhow::Result<ExitCode> {
     let client = Client::new(&args.http_addr);
     let status = client.get("/status")?;
@@ -16,11 +16,15 @@ pub fn run(args: &ClientArgs) -> anyhow::Result<ExitCode> {
         list.iter().all(|n| n["reachable"] == true) && list.iter().any(|n| n["leader"] == true)
     });
     let served = store["disk_full"].is_null()
+        && store["removed"].is_null()
         && store["databases"].as_array().into_iter().flatten().all(|db| db["fenced"].is_null());
     let healthy = reached && served;
     if args.json {
         println!("{}", serde_json::json!({ "status": status, "nodes": nodes["nodes"], "healthy": healthy }));
         return Ok(if healthy { ExitCode::SUCCESS } else { ExitCode::FAILURE });
+    }
+    if let Some(why) = store["removed"].as_str() {
+        println!("{why}");
     }
     println!("cluster {}   term {}", text(&store["cluster_id"]), store["raft"]["term"]);
     println!();

@@ -67,7 +67,6 @@ impl LogStore {
     }
 
     /// The position of the entry at `index`, if it is in the log or the purge mark.
-    #[cfg(test)]
     pub(crate) fn position_at(&self, index: u64) -> Option<LogPosition> {
         let s = self.shared.state();
         match s.purged {

@@ -35,6 +35,9 @@ pub(crate) enum Lane {
 /// The peer (if known), its address, the lane.
 type LinkKey = (Option<NodeId>, String, Lane);
 
+/// Where members say that they are, ahead of the membership.
+type Moved = Mutex<HashMap<NodeId, String>>;
+
 /// All links of a node.
 pub(crate) struct Links {
     endpoint: Arc<Endpoint>,
@@ -43,13 +46,17 @@ pub(crate) struct Links {
     links: Mutex<HashMap<LinkKey, Arc<Link>>>,
     /// Where members are of whom this node knows by a snapshot only, which it has yet to install.
     offered: Mutex<HashMap<NodeId, String>>,
+    moved: Arc<Moved>,
 }
 
 /// A link to one peer, on one lane.
 pub(crate) struct Link {
     endpoint: Arc<Endpoint>,
     node: NodeId,
+    peer: Option<NodeId>,
+    /// Where the membership has it.
     addr: String,
+    moved: Arc<Moved>,
     server_name: String,
     lane: Lane,
     connect_timeout: Duration,
@@ -67,7 +74,8 @@ struct Backoff {
 
 impl Links {
     pub(crate) fn new(endpoint: Arc<Endpoint>, node: NodeId, connect_timeout: Duration) -> Self {
-        Links { endpoint, node, connect_timeout, links: Mutex::default(), offered: Mutex::default() }
+        let (links, moved, offered) = (Mutex::default(), Arc::default(), Mutex::default());
+        Links { endpoint, node, connect_timeout, links, moved, offered }
     }
 
     /// The link to `peer` (`None`: whoever of the cluster answers there) at `addr`.
@@ -80,7 +88,9 @@ impl Links {
             Arc::new(Link {
                 endpoint: self.endpoint.clone(),
                 node: self.node,
+                peer,
                 addr: addr.to_string(),
+                moved: self.moved.clone(),
                 server_name: peer.map_or(tls::ANY_NODE.to_string(), tls::node_name),
                 lane,
                 connect_timeout: self.connect_timeout,
@@ -105,6 +115,22 @@ impl Links {
     /// Where a member is, as a snapshot says.
     pub(crate) fn offered_address(&self, peer: NodeId) -> Option<String> {
         self.offered.lock().unwrap_or_else(|e| e.into_inner()).get(&peer).cloned()
+    }
+
+    /// A member says that it is reached at `addr`. Links to it, those in use too, try that in turn with the address
+    /// that they were made for: either may be the newer one, and who answers must be that member.
+    pub(crate) fn moved(&self, peer: NodeId, addr: &str) {
+        let before = self.moved.lock().unwrap_or_else(|e| e.into_inner()).insert(peer, addr.to_string());
+        if before.as_deref() == Some(addr) {
+            return;
+        }
+        let links = self.links.lock().unwrap_or_else(|e| e.into_inner());
+        for link in links.values().filter(|l| l.peer == Some(peer) && (before.is_some() || l.addr != addr)) {
+            // What is connected is connected to where it was.
+            if let Some(c) = link.current.lock().unwrap_or_else(|e| e.into_inner()).take() {
+                c.close(0u32.into(), b"moved");
+            }
+        }
     }
 
     /// Lets go of all connections (each holds on to the socket).
@@ -143,7 +169,7 @@ impl Link {
         if backoff.until.is_some_and(|t| Instant::now() < t) {
             return Err(backoff.error.clone());
         }
-        let attempt = tokio::time::timeout(self.connect_timeout, self.handshake()).await;
+        let attempt = tokio::time::timeout(self.connect_timeout, self.handshake(backoff.failures)).await;
         match attempt.unwrap_or_else(|_| Err(format!("no answer within {:?}", self.connect_timeout))) {
             Ok(c) => {
                 *backoff = Backoff::default();
@@ -166,8 +192,17 @@ impl Link {
         }
     }
 
-    async fn handshake(&self) -> Result<Connection, String> {
-        let addrs = tokio::net::lookup_host(&self.addr).await.map_err(|e| e.to_string())?;
+    async fn handshake(&self, attempt: u32) -> Result<Connection, String> {
+        let moved = self.peer.and_then(|id| {
+            self.moved
+                .lock()
+                .unwrap_or_else(|e| e.into_inner())
+                .get(&id)
+                .filter(|_| attempt.is_multiple_of(2))
+                .cloned()
+        });
+        let addrs =
+            tokio::net::lookup_host(moved.as_ref().unwrap_or(&self.addr)).await.map_err(|e| e.to_string())?;
         let v4 = self.endpoint.local_addr().is_ipv4();
         let endpoint = self.endpoint.get().ok_or("this node is shutting down")?;
         let mut error = "the name has no address of the family that this node listens on".to_string();

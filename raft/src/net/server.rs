@@ -3,11 +3,12 @@
 //! - A connection exists only after mutual TLS; the peer's id is in its certificate.
 //! - Each stream names its opener again, and each vote, heartbeat and append the node that it speaks for: all must
 //!   be the certificate's.
+//! - From a member that the cluster was recovered without only requests are taken, nothing of Raft.
 //! - A malformed frame closes its connection, with one log line; other connections don't notice.
 //! - Memory is bounded: connections, streams per connection (`endpoint.rs`), bytes of appends being handled per
 //!   stream, bytes of request bodies altogether.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeSet, VecDeque};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -50,6 +51,8 @@ pub(crate) struct Server {
     pub(crate) append_frame: usize,
     pub(crate) append_window: usize,
     pub(crate) request_bytes: usize,
+    /// Members that the cluster was recovered without (`recover.rs`).
+    pub(crate) given_up: BTreeSet<NodeId>,
     pub(crate) bodies: Arc<Semaphore>,
 }
 
@@ -92,6 +95,13 @@ impl Server {
             return connection.close(PROTOCOL.into(), b"certificate names no node");
         };
         tracing::info!(peer, %addr, "peer connected");
+        if self.given_up.contains(&peer) {
+            tracing::warn!(
+                peer, %addr,
+                "this cluster was recovered without that node; its Raft messages are refused: stop it, remove its \
+                 directory, and let the machine join under a new node id"
+            );
+        }
         let reason = loop {
             match connection.accept_bi().await {
                 Ok((send, recv)) => {
@@ -117,6 +127,9 @@ impl Server {
         let (kind, from) = codec::read_hello(within(TRANSFER, recv.take()).await?)?;
         if from != peer {
             return Err(malformed(format!("the stream says it is from node {from}")));
+        }
+        if self.given_up.contains(&peer) && !matches!(kind, StreamKind::Request) {
+            return Err(gone("the cluster was recovered without this peer"));
         }
         match kind {
             StreamKind::Call => self.call(peer, send, recv).await,
