@@ -20,13 +20,18 @@ use crate::transfer::{self, Received};
 use bytes::Bytes;
 use futures_util::future::BoxFuture;
 use quire_raft::{AppliedState, Committed, LogPosition, NodeId, Payload, StateMachine};
+use quire_vfs::fault;
 use quire_vfs::format::PageSize;
 use std::collections::BTreeMap;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak};
+use std::time::Duration;
 use tokio::sync::watch;
 use tracing::{error, info};
+
+/// How long the log may take to have on disk what the manifest is to name.
+const FLUSH: Duration = Duration::from_secs(10);
 
 /// The state machine can't be opened.
 #[derive(Debug, thiserror::Error)]
@@ -116,7 +121,7 @@ impl Machine {
 
     /// A database that a snapshot contains: the one that is there, or the files of a new one.
     fn prepare(&self, id: DbId, name: &str, page_size: PageSize) -> io::Result<Arc<Database>> {
-        let mut prepared = self.prepared.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut prepared = self.prepared();
         if let Some(database) = self.registry.get(id).or_else(|| prepared.get(&id).cloned()) {
             return Ok(database);
         }
@@ -127,6 +132,10 @@ impl Machine {
         let database = self.registry.prepare(position, name, page_size).map_err(io::Error::other)?;
         prepared.insert(id, database.clone());
         Ok(database)
+    }
+
+    fn prepared(&self) -> MutexGuard<'_, BTreeMap<DbId, Arc<Database>>> {
+        self.prepared.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn fetched(&self) -> MutexGuard<'_, Vec<(Arc<Database>, NodeId, Received)>> {
@@ -155,6 +164,9 @@ impl Machine {
                     }
                 }
                 Ok(Command::CreateDatabase { name, page_size }) => {
+                    // A snapshot that was not installed after all may have brought its files.
+                    let prepared = self.prepared().remove(&DbId(position.index));
+                    prepared.into_iter().for_each(|database| self.registry.insert(database));
                     if !self.registry.create(position, &name, page_size)? {
                         info!(database = name, "exists already");
                     }
@@ -189,6 +201,11 @@ impl Machine {
                 _ => return Ok(()),
             }
         };
+        // What this log can still lose must not be named.
+        let index = manifest.position.map_or(0, |position| position.index);
+        if !self.context.wait_flushed(index, FLUSH) {
+            return Ok(());
+        }
         manifest.store(&self.manifest_path)?;
         let mut state = self.state();
         // The newest membership at or below the position is in the manifest now; older ones are of no use.
@@ -206,10 +223,12 @@ impl Machine {
             position: applied.position,
             membership: applied.membership.map(|bytes| bytes.to_vec()).unwrap_or_default(),
             databases: databases.iter().map(|db| (db.id, db.page_size, db.name.clone())).collect(),
+            ahead: true,
         };
         manifest.store(&self.manifest_path)?;
+        fault::point("install.stored");
         let mut state = self.state();
-        self.prepared.lock().unwrap_or_else(PoisonError::into_inner).clear();
+        self.prepared().clear();
         state.taken = manifest.position;
         state.memberships.clear();
         state.manifest = manifest;
@@ -239,6 +258,7 @@ impl Machine {
             position: Some(position),
             membership: membership.clone(),
             databases: databases.iter().map(|db| (db.id, db.page_size, db.name.clone())).collect(),
+            ahead: false,
         })
     }
 }
@@ -251,16 +271,24 @@ async fn install(
     at_least: u64,
     mut received: Received,
 ) -> Result<(), String> {
-    const ATTEMPTS: usize = 5;
+    const ATTEMPTS: usize = 20;
+    const PAUSE: Duration = Duration::from_millis(500);
+    let mut why = String::new();
     for _ in 0..ATTEMPTS {
-        match database.install_incoming(received.incoming.clone()).await {
+        match database.install_incoming(&received).await {
             Ok(()) => return Ok(()),
             Err(InstallError::Db(error)) => return Err(error.to_string()),
             Err(error) => info!(database = database.name, "not installed: {error}"),
         }
         drop(received);
-        let again = transfer::receive(node, database, from, at_least.max(database.dealt_with()), false).await;
-        received = again.map_err(|error| error.to_string())?;
+        received = loop {
+            match transfer::receive(node, database, from, at_least.max(database.dealt_with())).await {
+                Ok(again) => break again,
+                Err(error) if why == error.to_string() => return Err(why),
+                Err(error) => why = error.to_string(),
+            }
+            tokio::time::sleep(PAUSE).await;
+        };
     }
     Err(format!("{} moved on each time before a snapshot was installed", database.name))
 }
@@ -276,20 +304,21 @@ impl StateMachine for Machine {
     }
 
     fn fetch(&self, from: NodeId, snapshot: Bytes) -> BoxFuture<'static, io::Result<()>> {
-        self.fetched().clear();
         let node = self.node();
         Box::pin(async move {
             let node = node?;
+            let mut fetched = Vec::new();
             let manifest = Manifest::decode(&snapshot).map_err(io::Error::other)?;
             let position = manifest.position.ok_or_else(|| io::Error::other("the snapshot is of nothing"))?;
             for (id, page_size, name) in manifest.databases {
                 let (machine, this) = (node.machine().clone(), name.clone());
                 let prepare = move || machine.prepare(id, &this, page_size);
                 let database = tokio::task::spawn_blocking(prepare).await.map_err(io::Error::other)??;
-                let received = transfer::receive(&node, &database, from, position.index, false).await;
+                let received = transfer::receive(&node, &database, from, position.index).await;
                 let received = received.map_err(|error| io::Error::other(format!("{name}: {error}")))?;
-                node.machine().fetched().push((database, from, received));
+                fetched.push((database, from, received));
             }
+            *node.machine().fetched() = fetched;
             Ok(())
         })
     }
@@ -314,6 +343,10 @@ impl StateMachine for Machine {
             let stored = tokio::task::spawn_blocking(move || installing.machine().adopt(state)).await;
             stored.map_err(io::Error::other)?
         })
+    }
+
+    fn abandon(&self) {
+        self.fetched().clear();
     }
 
     fn apply(&self, batch: Vec<Committed>) -> io::Result<()> {

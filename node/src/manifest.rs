@@ -2,9 +2,10 @@
 //! Little-endian, replaced as a whole.
 //!
 //! ```text
-//!  0  "QUIREMAN", u32 version 1
+//!  0  "QUIREMAN", u32 version 2
 //! 12  u64 term, u64 leader, u64 index of the last entry whose effects are all on disk (all 1s: none)
-//! 36  u32 length, membership in Raft's own encoding
+//! 36  u32 flags: 1 = ahead of the log, as a snapshot was installed
+//! 40  u32 length, membership in Raft's own encoding
 //!     u32 number of databases; for each: u64 id, u32 page size, u16 length, name
 //!     u32 crc32 of everything before
 //! ```
@@ -19,7 +20,7 @@ use std::io::{self, Write};
 use std::path::Path;
 
 const MAGIC: &[u8; 8] = b"QUIREMAN";
-const VERSION: u32 = 1;
+const VERSION: u32 = 2;
 /// A manifest is refused beyond this size, in bytes.
 const MAX_SIZE: u64 = 64 << 20;
 
@@ -32,6 +33,8 @@ pub struct Manifest {
     pub membership: Vec<u8>,
     /// The databases that exist: id, page size, name.
     pub databases: Vec<(DbId, PageSize, String)>,
+    /// The position comes from a snapshot, and the log may not know of it yet.
+    pub ahead: bool,
 }
 
 /// The manifest can't be used.
@@ -49,7 +52,7 @@ impl Manifest {
     /// What Raft calls the applied state.
     pub fn applied(&self) -> AppliedState {
         let membership = (!self.membership.is_empty()).then(|| self.membership.clone().into());
-        AppliedState { position: self.position, membership }
+        AppliedState { position: self.position, membership, ahead: self.ahead }
     }
 
     /// The manifest's bytes.
@@ -58,6 +61,7 @@ impl Manifest {
         out.extend_from_slice(&VERSION.to_le_bytes());
         let words = self.position.map_or([u64::MAX; 3], |p| [p.term, p.leader, p.index]);
         words.iter().for_each(|word| out.extend_from_slice(&word.to_le_bytes()));
+        out.extend_from_slice(&u32::from(self.ahead).to_le_bytes());
         out.extend_from_slice(&(self.membership.len() as u32).to_le_bytes());
         out.extend_from_slice(&self.membership);
         out.extend_from_slice(&(self.databases.len() as u32).to_le_bytes());
@@ -100,6 +104,7 @@ impl Manifest {
         let u32 = |b: &[u8]| b.first_chunk::<4>().map_or(0, |b| u32::from_le_bytes(*b));
         let (term, leader, index) = (u64(take(8)?), u64(take(8)?), u64(take(8)?));
         let position = (index != u64::MAX).then_some(LogPosition { term, leader, index });
+        let ahead = u32(take(4)?) & 1 != 0;
         let len = u32(take(4)?) as usize;
         let membership = take(len)?.to_vec();
         let mut databases = Vec::new();
@@ -110,7 +115,7 @@ impl Manifest {
             let name = String::from_utf8(take(usize::from(len))?.to_vec());
             databases.push((id, page_size, name.map_err(|_| err(0, "a name is not UTF-8"))?));
         }
-        Ok(Manifest { position, membership, databases })
+        Ok(Manifest { position, membership, databases, ahead })
     }
 
     /// Reads the manifest; the default if there is none.
@@ -158,6 +163,7 @@ mod tests {
                 (DbId(4), PageSize::DEFAULT, "main".into()),
                 (DbId(9), PageSize::DEFAULT, "b".into()),
             ],
+            ahead: true,
         };
         manifest.store(&path).unwrap();
         assert_eq!(Manifest::load(&path).unwrap(), manifest);

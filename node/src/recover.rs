@@ -72,7 +72,7 @@ impl Survivor {
         let manifest = Manifest::load(&path)
             .map_err(|error| Error::Directory(format!("{}: {error}", path.display())))?;
         let membership = (!manifest.membership.is_empty()).then(|| manifest.membership.into());
-        let applied = AppliedState { position: manifest.position, membership };
+        let applied = AppliedState { position: manifest.position, membership, ahead: manifest.ahead };
         let recovery = Recovery::open(&dir.join("raft"), cluster_id, node, &applied).await?;
         let cluster_id = cluster_id.iter().map(|byte| format!("{byte:02x}")).collect();
         Ok(Survivor { cluster_id, recovery, _lock: held })

@@ -82,10 +82,9 @@ async fn attempt(node: &Arc<Node>, database: &Arc<Database>) -> Result<u64, Repa
     peers.sort_by_key(|id| Some(*id) != status.leader);
     let mut result = Err(RepairError::Alone);
     for peer in peers {
-        let at_least = database.hold();
         result = async {
-            let received = transfer::receive(node, database, peer, at_least, true).await?;
-            database.install_incoming(received.incoming.clone()).await?;
+            let received = transfer::receive(node, database, peer, 0).await?;
+            database.install_incoming(&received).await?;
             Ok(peer)
         }
         .await;
@@ -110,7 +109,10 @@ pub async fn scrub(node: Arc<Node>) {
             let mut next = Some(PageNo(1));
             while let Some(from) = next {
                 sleep(pause).await;
-                next = piece(&database, from).await;
+                next = piece(&database, from).await.unwrap_or_else(|why| {
+                    warn!(database = database.name, "scrub: {why}");
+                    None
+                });
             }
         }
         debug!(took = ?began.elapsed(), "scrubbed");
@@ -118,29 +120,24 @@ pub async fn scrub(node: Arc<Node>) {
     }
 }
 
-/// Scrubs a piece. What is in the way of it is tried again with the next scrub.
-async fn piece(database: &Arc<Database>, from: PageNo) -> Option<PageNo> {
+/// Scrubs a piece, and returns where to go on.
+async fn piece(database: &Arc<Database>, from: PageNo) -> Result<Option<PageNo>, String> {
     let count = (PIECE / u64::from(database.page_size.get())).max(1) as u32;
     let ours = database.clone();
-    match tokio::task::spawn_blocking(move || ours.scrub(from, count)).await {
-        Ok(Ok(next)) => next,
-        Ok(Err(error)) => {
-            warn!(database = database.name, "scrub: {error}");
-            None
-        }
-        Err(_) => None,
-    }
+    let scrubbed = tokio::task::spawn_blocking(move || ours.scrub(from, count)).await;
+    scrubbed.map_err(|error| error.to_string())?.map_err(|error| error.to_string())
 }
 
 /// Scrubs a database without a pause, for the verification at `index`.
 pub async fn scrub_now(database: Arc<Database>, index: u64) {
-    let mut next = Some(PageNo(1));
-    while let Some(from) = next {
+    let mut next = Ok(Some(PageNo(1)));
+    while let Ok(Some(from)) = next {
         next = piece(&database, from).await;
     }
-    let found = match database.fenced() {
-        None => Scrubbed::Sound,
-        Some(why) => Scrubbed::Damaged(why),
+    let found = match (database.fenced(), next) {
+        (Some(why), _) => Scrubbed::Damaged(why),
+        (None, Err(why)) => Scrubbed::Damaged(format!("not read: {why}")),
+        (None, Ok(_)) => Scrubbed::Sound,
     };
     database.scrubbed(index, found);
 }

@@ -82,6 +82,8 @@ pub enum TransferError {
 pub struct Received {
     /// The state.
     pub incoming: Incoming,
+    /// What this node has was read from its files.
+    pub read: bool,
     _turn: OwnedMutexGuard<()>,
 }
 
@@ -220,6 +222,9 @@ async fn give(node: &Arc<Node>, peer: NodeId, stream: &mut Bulk) -> Result<(), T
             return Err(TransferError::Refused { peer: 0, why });
         }
         let view = database.wait_view()?;
+        if !view.consistent {
+            return Err(TransferError::Refused { peer: 0, why: "it is reading its log again".into() });
+        }
         read_out(&database, &view, as_of, &theirs, peer, &frames)
     });
     while let Some(frame) = ready.recv().await {
@@ -246,13 +251,13 @@ fn read_out(
         let at = page.0 as usize - 1;
         theirs.get(at) != view.hashes.get(at)
     };
-    let differing: Vec<PageNo> = (1..=view.pages()).map(PageNo).filter(differs).collect();
+    let differing: Vec<PageNo> = (1..=view.pages).map(PageNo).filter(differs).collect();
     let offer = Offer {
         page_size: size.get(),
         position: view.position,
         as_of: as_of.max(view.position.index),
         checksum: view.checksum,
-        pages: view.pages(),
+        pages: view.pages,
         differing: differing.len() as u32,
     };
     let index = view.position.index;
@@ -261,7 +266,7 @@ fn read_out(
         peer,
         index,
         differing = differing.len(),
-        pages = view.pages(),
+        pages = view.pages,
         "sending state"
     );
     let lost = |_| TransferError::Network(RequestError::Lost("the receiver is gone".into()));
@@ -287,35 +292,39 @@ fn read_out(
 
 // ---- the receiver ---------------------------------------------------------------------------------
 
-/// Gets the state of a database from `peer`, one that contains the entry `at_least`. With `read`, what this node has
-/// is read from its files; else its page hashes are believed.
+/// Gets the state of a database from `peer`, one that contains the entry `at_least`. Where the database is fenced,
+/// what this node has is read from its files, and the entries that come from then on wait; else its page hashes are
+/// believed.
 pub async fn receive(
     node: &Arc<Node>,
     database: &Arc<Database>,
     peer: NodeId,
     at_least: u64,
-    read: bool,
 ) -> Result<Received, TransferError> {
     let turn = database.transfers.clone().lock_owned().await;
+    let fenced = database.fenced().is_some();
     let ours = database.clone();
-    let prepare = move || -> Result<(Staging, Vec<u64>, u64), DbError> {
+    let prepare = move || -> Result<(Staging, Vec<u64>, u64, bool), DbError> {
         ours.settle_installed()?;
         let staging = Staging::open(ours.path(), ours.id, ours.page_size)?;
         let view = match ours.wait_view() {
             Ok(view) => view,
             // Damaged beyond what SQLite can open: all pages are to be sent.
-            Err(DbError::Sqlite { error, .. }) if read => {
+            Err(DbError::Sqlite { error, .. }) if fenced => {
                 warn!(database = ours.name, "getting all pages: {error}");
-                return Ok((staging, Vec::new(), ours.dealt_with()));
+                return Ok((staging, Vec::new(), ours.dealt_with(), true));
             }
             Err(error) => return Err(error),
         };
-        let mut hashes = if read { ours.true_hashes(&view)? } else { view.hashes.clone() };
+        let read = fenced || !view.consistent;
+        let mut hashes = if read { ours.true_hashes(&view) } else { view.hashes.clone() };
         forget_dirty(&mut hashes, &view.dirty);
-        Ok((staging, hashes, view.position.index))
+        Ok((staging, hashes, view.position.index, read))
     };
     let prepared = tokio::task::spawn_blocking(prepare).await.map_err(|_| TransferError::Stopping)?;
-    let (staging, hashes, base) = prepared?;
+    let (staging, hashes, base, read) = prepared?;
+    // Not before all has been read, so that the entries have little time to pile up.
+    let at_least = if fenced { at_least.max(database.hold()) } else { at_least };
     let resumed = staging.len();
     let mut have = hashes.clone();
     staging.overlay(&mut have);
@@ -349,7 +358,7 @@ pub async fn receive(
     let target = Target { position: offer.position, as_of: offer.as_of, base, checksum: offer.checksum };
     let seal = tokio::task::spawn_blocking(move || staging.seal(target, offer.pages, hashes));
     let incoming = seal.await.map_err(|_| TransferError::Stopping)??;
-    Ok(Received { incoming, _turn: turn })
+    Ok(Received { incoming, read, _turn: turn })
 }
 
 /// The next frame that isn't a refusal.

@@ -35,6 +35,8 @@ impl StateMachine for Sink {
     fn install(&self, _state: AppliedState, _snapshot: Bytes) -> BoxFuture<'static, std::io::Result<()>> {
         Box::pin(async { Err(std::io::ErrorKind::Unsupported.into()) })
     }
+
+    fn abandon(&self) {}
 }
 
 impl RequestHandler for Sink {

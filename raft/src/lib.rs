@@ -115,6 +115,9 @@ pub struct AppliedState {
     pub position: Option<LogPosition>,
     /// The last membership at or below `position`, as it came in [`Payload::Membership`].
     pub membership: Option<Bytes>,
+    /// `position` comes from a snapshot that was installed, and the log may not know of it yet: the node may have ended
+    /// in between.
+    pub ahead: bool,
 }
 
 /// The consumer of the log.
@@ -138,6 +141,9 @@ pub trait StateMachine: Send + Sync + 'static {
     /// Makes what was fetched the state, durably; `state` is then what [`StateMachine::applied`] says. A crash at any
     /// point leaves either the old state or the new one. An error is fatal for the node.
     fn install(&self, state: AppliedState, snapshot: Bytes) -> BoxFuture<'static, std::io::Result<()>>;
+
+    /// What was fetched will not be installed, or has been.
+    fn abandon(&self);
 }
 
 /// Serves requests that other nodes forward to this one.

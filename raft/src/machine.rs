@@ -132,7 +132,7 @@ impl RaftStateMachine<C> for Machine {
         let at = meta.last_log_id.as_ref().map(position);
         let membership = meta.last_membership.clone();
         let bytes = encode::membership(membership.log_id().as_ref().map(position), membership.membership());
-        let state = AppliedState { position: at, membership: Some(bytes) };
+        let state = AppliedState { position: at, membership: Some(bytes), ahead: true };
         self.target.install(state, snapshot).await?;
         let mut s = self.inner();
         (s.applied, s.membership) = (at, membership);

@@ -105,7 +105,7 @@ pub(crate) fn check_applied(applied: &AppliedState, log: &LogStore) -> Result<()
             say(purged)
         )));
     }
-    if applied.position.map(|p| p.index) > last.map(|p| p.index) {
+    if !applied.ahead && applied.position.map(|p| p.index) > last.map(|p| p.index) {
         return Err(StartError::StateMachine(format!(
             "it is durable up to {}, but the log ends at {}: the log is not the one that state came from; \
              restore it, or remove the member and join again under a new node id",

@@ -130,7 +130,7 @@ fn what_was_purged_comes_as_a_snapshot() {
     outrun(&test, &writer, last);
     writer.execute("DELETE FROM t WHERE id % 5 = 0", []).unwrap();
     writer.execute("UPDATE total SET n = (SELECT count(*) FROM t)", []).unwrap();
-    for fault in ["transfer.staged:2", "install.prepared", "install.published"] {
+    for fault in ["transfer.staged:2", "install.prepared", "install.published", "install.stored"] {
         test.cluster.node_mut(away).unwrap().env = vec![("QUIRE_FAULT".into(), fault.into())];
         test.cluster.start_node(away).unwrap();
         let status = test.cluster.wait_exit(away, PATIENCE).unwrap();
@@ -217,6 +217,18 @@ fn damaged_pages_are_found_and_fetched() {
         let sound = verify(&test.cluster.nodes[0].http, false, true, PATIENCE).unwrap();
         assert!(sound.identical, "{sound:#?}");
     }
+
+    // A repair at the entry that the file already had: nothing is written after it, and the node is killed.
+    damage(&database(&test, others[1], NAME), 33);
+    assert!(!verify(&test.cluster.nodes[0].http, false, true, PATIENCE).unwrap().identical);
+    repairs[others[1] as usize - 1] += 1;
+    wait_repaired(&test, others[1], repairs[others[1] as usize - 1]);
+    test.cluster.kill(others[1]).unwrap();
+    test.cluster.start_node(others[1]).unwrap();
+    let up = |_: &_| database_status(&test, others[1])["queued"] == 0;
+    test.cluster.wait("the node to be up", PATIENCE, up).unwrap();
+    let sound = verify(&test.cluster.nodes[0].http, true, true, PATIENCE).unwrap();
+    assert!(sound.identical, "{sound:#?}\n{}", test.cluster.logs(20));
 
     // While a node is down: flipped bytes, and an honest change by stock SQLite.
     for change in [true, false] {

@@ -5,7 +5,7 @@
 //! SIGKILL, so that nothing of it is cleaned up. In the life of a commit the points of an app are, in order:
 //! `commit.begin` `commit.sent` `commit.decided` `commit.framed` `release.published` `release.unlocked`;
 //! those of a node `apply.framed` `apply.indexed` `apply.published` `gate.decided`; where it gets a state from another
-//! one, `transfer.staged` (each frame of pages) `install.prepared` `install.published`.
+//! one, `transfer.staged` (each frame of pages) `install.prepared` `install.published` `install.stored`.
 
 /// Dies here if the environment says so.
 #[cfg(feature = "fault-points")]

@@ -61,7 +61,7 @@ impl Database {
             return Ok(true);
         }
         let Some(Rest { reader, checkpointing, go_on }) = self.rest(false)? else { return Ok(false) };
-        let snapshot = self.snapshot(&mut self.state())?;
+        let Some(snapshot) = self.snapshot(&mut self.state())? else { return Ok(false) };
         drop(go_on);
         let position = snapshot.position.index;
         let done = self.make_durable(snapshot);
@@ -85,7 +85,7 @@ impl Database {
             Err(TryLockError::Poisoned(guard)) => guard.into_inner(),
             Err(TryLockError::WouldBlock) => return Ok(false),
         };
-        let snapshot = self.snapshot(&mut self.state())?;
+        let Some(snapshot) = self.snapshot(&mut self.state())? else { return Ok(false) };
         self.make_durable(snapshot)
     }
 
@@ -118,8 +118,12 @@ impl Database {
         DbError::Io { path: self.path().to_owned(), what, error: io::Error::other(why.to_owned()) }
     }
 
-    /// Takes down the state as it is; the caller sees to it that nobody publishes.
-    fn snapshot(&self, state: &mut State) -> Result<Snapshot, DbError> {
+    /// Takes down the state as it is; the caller sees to it that nobody publishes. `None` where the files don't have
+    /// that state, because publishing its last entry failed.
+    fn snapshot(&self, state: &mut State) -> Result<Option<Snapshot>, DbError> {
+        if state.published < state.position.index {
+            return Ok(None);
+        }
         let region0 = self.holder.region(0)?;
         let header = wal_index::read_header(region0).ok_or_else(|| DbError::Index {
             path: self.path().to_owned(),
@@ -127,7 +131,7 @@ impl Database {
         })?;
         let dirty = std::mem::take(&mut state.dirty);
         let hashes = dirty.iter().filter_map(|&page| Some((page, state.hashes.get(page)?))).collect();
-        Ok(Snapshot {
+        Ok(Some(Snapshot {
             position: state.position,
             checksum: state.hashes.checksum(),
             pages: state.hashes.len(),
@@ -137,7 +141,7 @@ impl Database {
             salts: header.salts,
             frame: header.max_frame,
             filled: wal_index::backfilled(region0) >= header.max_frame,
-        })
+        }))
     }
 
     /// Copies the snapshot's frames and puts its entry on record as durable.
@@ -153,6 +157,7 @@ impl Database {
         let index = snapshot.position.index;
         let before = self.state().durable;
         if before.position == snapshot.position && snapshot.filled {
+            self.installed_is_durable(index)?;
             return Ok(true);
         }
         // A state that was installed stands in a file of its own, and may be ahead of the log.
@@ -162,11 +167,12 @@ impl Database {
             warn!(database = self.name, index, "checkpoint: the log is not on disk yet");
             return Ok(false);
         }
+        // From now on file and hashes may be ahead of the durable entry.
+        let target = before.target.max(index);
+        if target != before.target {
+            self.record(Durable { target, ..before })?;
+        }
         if !snapshot.filled {
-            let target = before.target.max(index);
-            if target != before.target {
-                self.record(Durable { target, ..before })?;
-            }
             let writer = sql::checkpointer(self.path())?;
             writer
                 .query_row("PRAGMA wal_checkpoint(PASSIVE)", [], |_| Ok(()))
@@ -194,6 +200,12 @@ impl Database {
     /// How the database file looks now.
     pub(super) fn stamp(&self) -> Result<Stamp, DbError> {
         stamp(&self.holder, self.page_size)
+    }
+
+    /// At the next start, all of the file is to be read: a damaged page was found.
+    pub(super) fn distrust_file(&self) -> Result<(), DbError> {
+        let durable = self.state().durable;
+        self.record(Durable { stamp: Stamp::default(), ..durable })
     }
 
     fn record(&self, durable: Durable) -> Result<(), DbError> {

@@ -24,6 +24,7 @@ use crate::core::lease::{LeaseQueue, SessionId};
 use crate::core::recovery::{self, Plan};
 use crate::core::rule::CommitRule;
 use crate::leadership::Leadership;
+use crate::transfer::Received;
 use bytes::Bytes;
 use quire_raft::LogPosition;
 use quire_vfs::format::checksum::{DbChecksum, HashDelta, PageHashes};
@@ -129,9 +130,18 @@ pub enum Work {
     Install {
         /// The state.
         incoming: Incoming,
+        /// It was told apart from what really stands in the files, not from what the hashes say.
+        read: bool,
         /// Told what became of it.
         done: oneshot::Sender<Result<(), InstallError>>,
     },
+}
+
+impl Work {
+    /// Bytes that it keeps in memory while a database waits for its repair.
+    fn held_bytes(&self) -> usize {
+        if let Work::Entry { body, .. } = self { body.len() } else { 0 }
+    }
 }
 
 /// A proposed transaction whose outcome is unknown.
@@ -247,7 +257,8 @@ impl State {
 
     fn is_held(&self) -> bool {
         let next = self.queue.front();
-        matches!((self.hold, next), (Some(hold), Some(Work::Entry { position, .. })) if position.index > hold)
+        let hold = self.hold.filter(|_| self.fenced.is_some());
+        matches!((hold, next), (Some(hold), Some(Work::Entry { position, .. })) if position.index > hold)
     }
 }
 
@@ -358,8 +369,12 @@ impl Database {
             warn!(database = name, "its file was changed while the node was down; reading all of it");
             fenced = fenced.or(scrub::first_difference(&holder, &hashes)?);
         }
-        let mut incoming =
-            incoming.filter(|incoming| incoming.target.position.index > durable.position.index);
+        // One that was sealed, but never installed, may be stale: then the file has moved past its base.
+        let mut incoming = incoming.filter(|incoming| {
+            let (base, index) = (incoming.target.base, incoming.target.position.index);
+            let beside = durable.target > base && durable.target < index;
+            durable.position.index == index || (durable.position.index <= base && !beside)
+        });
         let published = match plan {
             Plan::Rebuild => {
                 // A checkpoint was cut short: the file may hold pages of entries that are yet to come again, so
@@ -424,10 +439,16 @@ impl Database {
             installed: None,
             transfer: None,
         };
-        // Apps were attached, and the WAL has the state that was installed.
+        // Apps were attached: has the WAL the state that was installed?
         let mut state = state;
-        if let Some(incoming) = incoming.filter(|incoming| incoming.target.position.index <= published) {
-            take_over(&mut state, &incoming);
+        if let Some(incoming) = incoming {
+            let index = incoming.target.position.index;
+            let installed = |r: &&Record| r.publication.index == index && r.txn == TxnId::default();
+            if state.recent.iter().any(|r| installed(&r)) {
+                take_over(&mut state, &incoming);
+            } else if durable.position.index == index {
+                state.fenced = Some("a repair was cut short".into());
+            }
         }
         let index = state.position.index;
         Ok(Database {
@@ -534,15 +555,18 @@ impl Database {
     pub fn hold(&self) -> u64 {
         let mut state = self.state();
         let dealt_with = *self.progress.borrow();
-        state.hold = Some(dealt_with);
-        state.held_bytes = 0;
+        if state.fenced.is_some() {
+            state.hold = Some(dealt_with);
+            state.held_bytes = state.queue.iter().map(Work::held_bytes).sum();
+        }
         dealt_with
     }
 
     /// Installs a state that came from another node.
-    pub async fn install_incoming(self: &Arc<Self>, incoming: Incoming) -> Result<(), InstallError> {
+    pub async fn install_incoming(self: &Arc<Self>, received: &Received) -> Result<(), InstallError> {
         let (done, installed) = oneshot::channel();
-        let work = Work::Install { incoming, done };
+        let (incoming, read) = (received.incoming.clone(), received.read);
+        let work = Work::Install { incoming, read, done };
         if self.fenced().is_some() {
             self.enqueue_first(work)
         } else {
@@ -586,7 +610,9 @@ impl Database {
         let state = self.state();
         let is_idle = state.queue.is_empty() && !state.running && state.publishing.is_none();
         // What a fenced database skips, it must find in the log again.
-        let is_current = state.rule.last() == state.durable.position.index && state.fenced.is_none();
+        let is_current = state.rule.last() == state.durable.position.index
+            && state.fenced.is_none()
+            && state.installed.is_none();
         (state.durable.position, !is_current || !is_idle)
     }
 

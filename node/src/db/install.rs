@@ -32,6 +32,9 @@ pub enum InstallError {
     /// It doesn't contain everything that was already left to it.
     #[error("it ends before entry {0}")]
     Behind(u64),
+    /// It was chosen by page hashes that can't be believed any more.
+    #[error("the database was fenced meanwhile")]
+    Fenced,
     /// The files refuse.
     #[error(transparent)]
     Db(#[from] DbError),
@@ -43,13 +46,20 @@ impl Database {
         self: &'a Arc<Self>,
         state: MutexGuard<'a, State>,
         incoming: &Incoming,
+        read: bool,
     ) -> (MutexGuard<'a, State>, Result<(), InstallError>) {
+        let mut state = state;
         let Target { position, as_of, base, .. } = incoming.target;
         let index = position.index;
         if state.position == position && state.fenced.is_none() {
-            // The same entry, so the same state.
-            let result = incoming.remove().map_err(InstallError::from);
-            return (state, result);
+            // The same entry, so the same state; but it may be in the WAL only.
+            if state.durable.position == position && state.installed.is_none() {
+                let result = incoming.remove().map_err(InstallError::from);
+                return (state, result);
+            }
+            state.installed = Some(incoming.clone());
+            let _ = self.context.checkpoints.send(self.id);
+            return (state, Ok(()));
         }
         if state.fenced.is_none() && state.position.index != base {
             let at = state.position.index;
@@ -59,7 +69,11 @@ impl Database {
         if as_of < dealt_with {
             return (state, Err(InstallError::Behind(dealt_with)));
         }
-        let (state, _) = self.lock_gate(state, None);
+        (state, _) = self.lock_gate(state, None);
+        if state.fenced.is_some() && !read {
+            self.unlock_gate();
+            return (state, Err(InstallError::Fenced));
+        }
         drop(state);
         let result = self.write_incoming(incoming);
         self.unlock_gate();

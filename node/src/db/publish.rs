@@ -96,14 +96,18 @@ impl Database {
         entry: Unpublished,
     ) -> MutexGuard<'a, State> {
         let id = entry.transaction(self).map(|txn| txn.id());
-        if self.tell(&mut state, &mut self.files(), &entry) {
+        let told;
+        (state, told) = self.tell_if_awaited(state, &entry);
+        if told {
             return state;
         }
         let waiting;
         (state, waiting) = self.lock_gate(state, id.as_ref().ok());
         if waiting {
             // The app came back while the worker waited for the lock that the app itself holds.
-            if self.tell(&mut state, &mut self.files(), &entry) {
+            let told;
+            (state, told) = self.tell_if_awaited(state, &entry);
+            if told {
                 return state;
             }
             (state, _) = self.lock_gate(state, None);
@@ -213,6 +217,25 @@ impl Database {
             return Err(damaged(FormatError { what: "transaction", offset: 4, reason }));
         }
         Ok(txn)
+    }
+
+    /// Tells the app, on the worker. Whoever syncs the files must not keep those waiting who need the state: the files
+    /// come first, and only where somebody waits.
+    fn tell_if_awaited<'a>(
+        &'a self,
+        state: MutexGuard<'a, State>,
+        entry: &Unpublished,
+    ) -> (MutexGuard<'a, State>, bool) {
+        let id = entry.transaction(self).map(|txn| txn.id());
+        if !id.is_ok_and(|id| state.pending.as_ref().is_some_and(|p| p.id == id)) {
+            return (state, false);
+        }
+        drop(state);
+        let mut files = self.files();
+        let mut state = self.state();
+        let told = self.tell(&mut state, &mut files, entry);
+        drop(files);
+        (state, told)
     }
 
     /// Tells the app that waits for this transaction that it is committed. False if nobody waits.

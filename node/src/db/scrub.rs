@@ -8,7 +8,7 @@ use quire_vfs::format::PageNo;
 use quire_vfs::format::checksum::{PageHashes, page_hash};
 use quire_vfs::holder::Holder;
 use std::sync::Arc;
-use tracing::debug;
+use tracing::{debug, warn};
 
 impl Database {
     /// Reads `count` pages from `from` on, as they are now, and fences the database if one is damaged. Returns the
@@ -17,41 +17,74 @@ impl Database {
         if self.fenced().is_some() {
             return Ok(None);
         }
-        let view = self.wait_view()?;
-        let last = from.0.saturating_add(count - 1).min(view.pages());
+        let view = match self.wait_view_of(from, count) {
+            Ok(view) => view,
+            Err(DbError::Sqlite { error, .. }) if is_damage(&error) => {
+                self.damaged(PageNo(1), self.dealt_with());
+                return Ok(None);
+            }
+            Err(error) => return Err(error),
+        };
+        if !view.consistent {
+            return Ok(None);
+        }
+        let last = from.0.saturating_add(count - 1).min(view.pages);
         let mut page = vec![0; self.page_size.bytes()];
         for number in (from.0..=last).map(PageNo) {
-            if !view.is_sound(number, &mut page)? {
+            // One that can't be read is as bad as one that is wrong.
+            let sound = view.is_sound(number, &mut page).unwrap_or_else(|error| {
+                warn!(database = self.name, page = number.0, "{error}");
+                false
+            });
+            if !sound {
                 self.damaged(number, view.position.index);
                 return Ok(None);
             }
         }
-        Ok((last < view.pages()).then_some(PageNo(last + 1)))
+        Ok((last < view.pages).then_some(PageNo(last + 1)))
     }
 
-    /// A page is not what it should be.
+    /// A page is not what it should be. Blocks.
     pub fn damaged(&self, page: PageNo, index: u64) {
-        let mut state = self.state();
-        if state.fenced.is_none() {
+        {
+            let mut state = self.state();
+            if state.fenced.is_some() {
+                return;
+            }
             let why = format!("page {page} is not what it was at entry {index}: it was changed or damaged");
             self.fence_for(&mut state, why);
         }
+        // A restart forgets the fence, but must not forget the damage.
+        if let Err(error) = self.distrust_file() {
+            warn!(database = self.name, "{error}");
+        }
     }
 
-    /// The view's hashes as they really are.
-    pub fn true_hashes(&self, view: &View) -> Result<Vec<u64>, DbError> {
+    /// The view's hashes as they really are; 0 for a page that can't be read.
+    pub fn true_hashes(&self, view: &View) -> Vec<u64> {
         let mut page = vec![0; self.page_size.bytes()];
         let mut hashes = Vec::with_capacity(view.hashes.len());
         let mut damaged = 0;
-        for number in (1..=view.pages()).map(PageNo) {
-            view.read(number, &mut page)?;
-            let hash = page_hash(number, &page);
+        for number in (1..=view.pages).map(PageNo) {
+            let hash = match view.read(number, &mut page) {
+                Ok(()) => page_hash(number, &page),
+                Err(error) => {
+                    warn!(database = self.name, page = number.0, "can't be read: {error}");
+                    0
+                }
+            };
             damaged += u32::from(view.hashes[number.0 as usize - 1] != hash);
             hashes.push(hash);
         }
-        debug!(database = self.name, damaged, pages = view.pages(), "read all pages");
-        Ok(hashes)
+        debug!(database = self.name, damaged, pages = view.pages, "read all pages");
+        hashes
     }
+}
+
+/// Whether SQLite takes the file for damaged.
+fn is_damage(error: &rusqlite::Error) -> bool {
+    use rusqlite::ErrorCode::{DatabaseCorrupt, NotADatabase};
+    matches!(error.sqlite_error_code(), Some(DatabaseCorrupt | NotADatabase))
 }
 
 /// Pages that the file may not have as the view has them count as unknown: they are to be sent again, so that the

@@ -42,7 +42,13 @@ pub struct View {
     pub position: LogPosition,
     /// Its checksum, as this node's state has it.
     pub checksum: DbChecksum,
-    /// The hash that each page should have.
+    /// Whether files and hashes are of the same entry: not so while the log is read again after a start.
+    pub consistent: bool,
+    /// Number of pages.
+    pub pages: u32,
+    /// The first page whose hash is in `hashes`.
+    pub first: PageNo,
+    /// The hash that each page should have, of those that were asked for.
     pub hashes: Vec<u64>,
     /// The pages that the file may not have as the view has them.
     pub dirty: Vec<PageNo>,
@@ -92,16 +98,19 @@ impl Database {
         Ok(Some(Rest { reader, checkpointing, go_on }))
     }
 
-    /// A view of the database as it is now. Blocks; `None`: something is in the way; try again later.
-    pub fn view(self: &Arc<Self>) -> Result<Option<View>, DbError> {
+    /// A view of the database as it is now, with the hashes of `count` pages from `first` on. Blocks; `None`:
+    /// something is in the way; try again later.
+    fn view(self: &Arc<Self>, first: PageNo, count: u32) -> Result<Option<View>, DbError> {
         let Some(rest) = self.rest(true)? else { return Ok(None) };
         let region0 = self.holder.region(0)?;
+        // Before the header: a writer may start the WAL anew between the two.
+        let backfilled = wal_index::backfilled(region0);
         let header = wal_index::read_header(region0).ok_or_else(|| DbError::Index {
             path: self.path().to_owned(),
             reason: "the wal-index has no valid header".into(),
         })?;
         // SQLite reads the file alone, under the reader slot that says so, where all frames are in it (walTryBeginRead).
-        let filled = wal_index::backfilled(region0) >= header.max_frame;
+        let filled = backfilled >= header.max_frame;
         let path = wal_path(self.path());
         let wal = File::open(&path).map_err(DbError::io(&path, "opening it"))?;
         let state = self.state();
@@ -109,7 +118,18 @@ impl Database {
             database: self.clone(),
             position: state.position,
             checksum: state.hashes.checksum(),
-            hashes: state.hashes.as_slice().to_vec(),
+            consistent: state.position.index >= state.consistent_from
+                && state.published <= state.position.index,
+            pages: state.hashes.len(),
+            first,
+            hashes: state
+                .hashes
+                .as_slice()
+                .iter()
+                .skip(first.0 as usize - 1)
+                .take(count as usize)
+                .copied()
+                .collect(),
             dirty: state.dirty.iter().copied().collect(),
             wal,
             max_frame: if filled { FrameNo(0) } else { header.max_frame },
@@ -119,11 +139,6 @@ impl Database {
 }
 
 impl View {
-    /// Number of pages.
-    pub fn pages(&self) -> u32 {
-        self.hashes.len() as u32
-    }
-
     /// Reads a page as it really is on this node.
     pub fn read(&self, page: PageNo, out: &mut [u8]) -> Result<(), DbError> {
         let db = &self.database;
@@ -140,7 +155,8 @@ impl View {
     /// Reads a page, and finds out whether it is what it should be.
     pub fn is_sound(&self, page: PageNo, out: &mut [u8]) -> Result<bool, DbError> {
         self.read(page, out)?;
-        Ok(self.hashes.get((page.0 as usize).saturating_sub(1)) == Some(&page_hash(page, out)))
+        let at = page.0.checked_sub(self.first.0);
+        Ok(at.and_then(|at| self.hashes.get(at as usize)) == Some(&page_hash(page, out)))
     }
 }
 
@@ -157,9 +173,14 @@ pub fn patiently<T>(mut attempt: impl FnMut() -> Result<Option<T>, DbError>) -> 
 }
 
 impl Database {
-    /// A view, with some patience.
+    /// A view of everything, with some patience.
     pub fn wait_view(self: &Arc<Self>) -> Result<View, DbError> {
-        let view = patiently(|| self.view())?;
+        self.wait_view_of(PageNo(1), u32::MAX)
+    }
+
+    /// A view with the hashes of some pages, with some patience.
+    pub fn wait_view_of(self: &Arc<Self>, first: PageNo, count: u32) -> Result<View, DbError> {
+        let view = patiently(|| self.view(first, count))?;
         let busy = || io::Error::from(io::ErrorKind::ResourceBusy);
         view.ok_or_else(|| DbError::io(self.path(), "taking a view of it")(busy()))
     }

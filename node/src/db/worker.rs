@@ -97,16 +97,19 @@ impl Database {
                 }
                 state = self.state();
             }
-            Work::Install { incoming, done } => {
-                let (again, result) = self.install(state, &incoming);
+            Work::Install { incoming, read, done } => {
+                let (again, result) = self.install(state, &incoming, read);
                 drop(incoming);
                 state = again;
                 let _ = done.send(result);
             }
             Work::Tidy => {
                 (state, _) = self.lock_gate(state, None);
+                // Whoever syncs the files must not keep those waiting who need the state.
+                drop(state);
                 let result = self.files().wal.tidy(&self.holder).map(drop);
                 self.unlock_gate();
+                state = self.state();
                 if let Err(error) = result {
                     self.fence(&mut state, &error);
                 }

@@ -123,7 +123,12 @@ impl Server {
         tracing::info!(peer, %addr, %reason, "peer disconnected");
     }
 
-    async fn stream(&self, peer: NodeId, send: SendStream, mut recv: FrameReader) -> Result<(), FrameError> {
+    async fn stream(
+        self: &Arc<Self>,
+        peer: NodeId,
+        send: SendStream,
+        mut recv: FrameReader,
+    ) -> Result<(), FrameError> {
         let (kind, from) = codec::read_hello(within(TRANSFER, recv.take()).await?)?;
         if from != peer {
             return Err(malformed(format!("the stream says it is from node {from}")));

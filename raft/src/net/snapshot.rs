@@ -94,7 +94,7 @@ pub(crate) async fn send(
 
 /// Takes a snapshot that the leader offers: gets what it describes, and installs it. One at a time.
 pub(crate) async fn receive(
-    server: &Server,
+    server: &Arc<Server>,
     peer: NodeId,
     mut send: SendStream,
     mut recv: FrameReader,
@@ -105,18 +105,22 @@ pub(crate) async fn receive(
     if let Some(at) = snapshot.meta.last_membership.membership().get_node(&peer) {
         server.links.offered(peer, &at.raft_addr);
     }
-    let work = async {
+    let ours = server.clone();
+    // On a task of its own: what is fetched and under installation is not given up with the stream.
+    let mut work = tokio::spawn(async move {
+        let server = ours;
         let _one = server.receiving.lock().await;
         let index = snapshot.meta.last_log_id.map(|l| l.index());
         tracing::info!(peer, index, "receiving a snapshot");
         let fetched = server.machine.fetch(peer, snapshot.snapshot.clone()).await;
         fetched.map_err(|e| format!("fetching it: {e}"))?;
-        server.core.install_full_snapshot(vote, snapshot).await.map_err(|e| format!("installing it: {e}"))
-    };
-    let mut work = std::pin::pin!(work);
+        let installed = server.core.install_full_snapshot(vote, snapshot).await;
+        server.machine.abandon();
+        installed.map_err(|e| format!("installing it: {e}"))
+    });
     let answer = loop {
         tokio::select! {
-            done = &mut work => break done,
+            done = &mut work => break done.unwrap_or_else(|e| Err(e.to_string())),
             () = tokio::time::sleep(PROGRESS) => {
                 within(STALL, frame::write(&mut send, vec![Bytes::from_static(&[0])])).await?;
             }

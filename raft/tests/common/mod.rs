@@ -88,6 +88,8 @@ impl StateMachine for Machine {
         *self.durable.lock().unwrap() = state;
         Box::pin(async { Ok(()) })
     }
+
+    fn abandon(&self) {}
 }
 
 impl Machine {
@@ -99,7 +101,7 @@ impl Machine {
     pub fn checkpoint(&self) -> LogPosition {
         let position = self.log.lock().unwrap().last().unwrap().0;
         let membership = self.last_membership.lock().unwrap().clone();
-        *self.durable.lock().unwrap() = AppliedState { position: Some(position), membership };
+        *self.durable.lock().unwrap() = AppliedState { position: Some(position), membership, ahead: false };
         position
     }
 }
