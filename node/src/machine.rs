@@ -100,6 +100,16 @@ impl Machine {
                         database.take(position, head, body);
                     }
                 }
+                Ok(Command::Part { head, body }) => {
+                    if let Some(database) = self.registry.get(head.database) {
+                        database.take_part(position, &head, body);
+                    }
+                }
+                Ok(Command::Void { database, transaction: id }) => {
+                    if let Some(database) = self.registry.get(database) {
+                        database.enqueue(Work::Void { index: position.index, id });
+                    }
+                }
                 Ok(Command::CreateDatabase { name, page_size }) => {
                     if !self.registry.create(position, &name, page_size)? {
                         info!(database = name, "exists already");

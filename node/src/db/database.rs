@@ -15,6 +15,8 @@
 
 use super::DbError;
 use super::applier::Wal;
+use super::parts::{Large, PartWork, Stager};
+use super::publish::Unpublished;
 use super::side_file::{Contents, Durable, Record, SideFile};
 use crate::command::{DbId, TransactionHead};
 use crate::core::lease::{LeaseQueue, SessionId};
@@ -91,6 +93,15 @@ pub enum Work {
         /// Its pages.
         body: Bytes,
     },
+    /// A committed part of a large transaction.
+    Part(PartWork),
+    /// No more parts of this transaction will come, says the entry `index`.
+    Void {
+        /// The entry.
+        index: u64,
+        /// The transaction.
+        id: TxnId,
+    },
     /// A committed transaction that was judged, and that no app publishes.
     Publish(Unpublished),
     /// An entry of a new term has committed: older proposals without one have failed.
@@ -145,19 +156,6 @@ pub(super) struct Publishing {
     pub entry: Unpublished,
 }
 
-/// A transaction that the database's state contains, but not yet its files.
-#[derive(Clone, Debug)]
-pub struct Unpublished {
-    /// Its entry.
-    pub(super) index: u64,
-    /// The entry that it was written on.
-    pub(super) base: u64,
-    /// Size of the database before it, in pages.
-    pub(super) old_size: u32,
-    /// The transaction.
-    pub(super) body: Bytes,
-}
-
 /// What a verification found.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Verification {
@@ -191,6 +189,8 @@ pub(super) struct State {
     pub grants: HashMap<SessionId, oneshot::Sender<Result<Grant, Refusal>>>,
     pub pending: Option<Pending>,
     pub publishing: Option<Publishing>,
+    /// Large transactions that are on their way.
+    pub large: Large,
     /// The last transactions, newest last.
     pub recent: VecDeque<Record>,
     pub durable: Durable,
@@ -228,6 +228,7 @@ pub struct Database {
     pub(super) state: Mutex<State>,
     pub(super) changed: Condvar,
     pub(super) files: Mutex<Files>,
+    pub(super) stager: Arc<Stager>,
     /// The last entry that was dealt with, for those who wait for it.
     pub(super) progress: watch::Sender<u64>,
     /// One checkpoint at a time.
@@ -255,6 +256,8 @@ pub struct DatabaseStatus {
     pub wal_frames: u32,
     /// Frames that are in the database file too.
     pub wal_backfilled: u32,
+    /// Parts of an unfinished large transaction.
+    pub unfinished_parts: u32,
     /// Entries that wait to be applied here.
     pub queued: usize,
     /// Writers that wait.
@@ -283,6 +286,7 @@ impl Database {
         let publications: Vec<_> = records.iter().map(|r| r.publication).collect();
         let plan = recovery::plan(attached, header.as_ref(), durable.position.index, &publications);
         let wal = Wal::open(path, page_size)?;
+        let stager = Arc::new(Stager::new(path, context.runtime.clone())?);
         let published = match plan {
             Plan::Rebuild => {
                 // A checkpoint was cut short: the file may hold pages of entries that are yet to come again, so
@@ -328,6 +332,7 @@ impl Database {
             grants: HashMap::new(),
             pending: None,
             publishing: None,
+            large: Large::default(),
             recent,
             durable,
             fenced: None,
@@ -345,6 +350,7 @@ impl Database {
             state: Mutex::new(state),
             changed: Condvar::new(),
             files: Mutex::new(Files { wal, side }),
+            stager,
             progress: watch::Sender::new(durable.position.index),
             checkpointing: Mutex::new(()),
         })
@@ -414,17 +420,20 @@ impl Database {
             checksum: state.hashes.checksum().to_string(),
             wal_frames: header.map_or(0, |header| header.max_frame.0),
             wal_backfilled: backfilled,
+            unfinished_parts: state.large.parts(),
             queued: state.queue.len() + usize::from(state.running),
             waiting: state.lease.waiting(),
             fenced: state.fenced.clone(),
         }
     }
 
-    /// Position of the last entry that is in the database file, and whether anything came after it.
+    /// Position of the last entry that is in the database file, and whether anything came after it. The parts of
+    /// an unfinished large transaction count: they are nowhere but in the log.
     pub fn durable(&self) -> (LogPosition, bool) {
         let state = self.state();
         let is_idle = state.queue.is_empty() && !state.running && state.publishing.is_none();
-        (state.durable.position, state.rule.last() > state.durable.position.index || !is_idle)
+        let is_open = state.large.parts() > 0;
+        (state.durable.position, state.rule.last() > state.durable.position.index || is_open || !is_idle)
     }
 
     /// What the verification at an entry found, if it was made.
