@@ -177,6 +177,8 @@ impl Database {
         let whole = (txn.piece() == Piece::Whole).then(|| PageHashes::delta(txn.db_size(), txn.pages()));
         let mut state = self.state();
         let (base, term) = self.may_send(&state, session, token, txn)?;
+        let entry = Candidate { index: u64::MAX, term, base, lease_term: term };
+        let before = state.large.before(&entry, txn)?;
         // The VFS sends every page by which the database grew, all but the lock-byte page.
         let pages = txn.before().pages as usize + txn.page_count();
         if txn.db_size().saturating_sub(state.hashes.len()) as usize > pages + 1 {
@@ -184,11 +186,7 @@ impl Database {
         }
         let sum = match &whole {
             Some(delta) => state.hashes.checksum_after(delta),
-            None => {
-                let entry = Candidate { index: u64::MAX, term, base, lease_term: term };
-                let before = state.large.before(&entry, txn)?;
-                state.hashes.checksum_after(&parts::delta(&before, txn))
-            }
+            None => state.hashes.checksum_after(&parts::delta(&before, txn)),
         };
         let origin = self.context.node_id;
         let head = TransactionHead { database: self.id, base, lease_term: term, checksum: sum, origin };
