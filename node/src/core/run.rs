@@ -127,7 +127,7 @@ impl Runs {
             Verdict::Apply => {}
             Verdict::Known => return Taken::Skipped("it is known already"),
             Verdict::LateTerm => return Taken::Skipped("the leader changed after it was written"),
-            Verdict::Conflict { .. } => return Taken::Skipped("another transaction came first"),
+            _ => return Taken::Skipped("it was written on another state of the database"),
         }
         if part.sequence == 0 {
             self.open = Some(Run::begin(part));
@@ -154,9 +154,10 @@ impl Runs {
         })
     }
 
-    /// A transaction was applied: of the open run, or another.
-    pub fn applied(&mut self) {
-        self.open = None;
+    /// The database's last entry is `last` now: a transaction was applied, of the open run or another. A run that
+    /// was written on another entry is void.
+    pub fn moved_to(&mut self, last: u64) {
+        self.open = self.open.filter(|run| run.base == last);
     }
 
     /// An entry of this term has committed.
@@ -216,7 +217,7 @@ mod tests {
                         && self.runs.is_complete(&candidate, last)
                     {
                         self.rule.applied(index);
-                        self.runs.applied();
+                        self.runs.moved_to(index);
                         self.large = Some((index, last.id));
                     }
                 }
@@ -224,7 +225,7 @@ mod tests {
                     let candidate = Candidate { index, term, base: *base, lease_term: *lease_term };
                     if self.rule.judge(&candidate) == Verdict::Apply {
                         self.rule.applied(index);
-                        self.runs.applied();
+                        self.runs.moved_to(index);
                     }
                 }
                 Entry::Void(id) => self.runs.void(*id),
@@ -379,6 +380,7 @@ mod tests {
         assert!(matches!(runs.part(Verdict::LateTerm, &part(id(2), 0, 50)), Taken::Skipped(_)));
         runs.void(id(2));
         runs.new_term(3);
+        runs.moved_to(7);
         let last = Last {
             id: id(1),
             before: Before { parts: 2, pages: 4, fills: 2 },
@@ -398,7 +400,11 @@ mod tests {
         }
         assert!(!runs.is_complete(&Candidate { lease_term: 4, term: 4, ..entry }, &last));
 
-        for end in [Runs::applied, |runs: &mut Runs| runs.new_term(4), |runs: &mut Runs| runs.void(id(1))] {
+        for end in [
+            |runs: &mut Runs| runs.moved_to(8),
+            |runs: &mut Runs| runs.new_term(4),
+            |runs: &mut Runs| runs.void(id(1)),
+        ] {
             let mut runs = runs;
             end(&mut runs);
             assert_eq!(runs.open(), None);

@@ -19,7 +19,7 @@ use super::database::{Database, State, Work};
 use super::publish::Unpublished;
 use crate::command::PartHead;
 use crate::core::lease::SessionId;
-use crate::core::rule::Candidate;
+use crate::core::rule::{Candidate, Verdict};
 use crate::core::run::{Last, Part, Runs, Taken};
 use bytes::Bytes;
 use quire_raft::LogPosition;
@@ -277,9 +277,15 @@ impl Large {
         }
     }
 
-    /// A transaction was applied.
-    pub(super) fn applied(&mut self) {
-        self.runs.applied();
+    /// The database's last entry is this one now.
+    pub(super) fn moved_to(&mut self, last: u64) {
+        self.runs.moved_to(last);
+        self.settle();
+    }
+
+    /// No more of this transaction will come.
+    pub(super) fn void(&mut self, id: TxnId) {
+        self.runs.void(id);
         self.settle();
     }
 
@@ -374,7 +380,12 @@ impl Database {
         let PartWork { index, term, part, .. } = work;
         let candidate =
             Candidate { index: *index, term: *term, base: part.base, lease_term: part.lease_term };
-        let verdict = state.rule.judge(&candidate);
+        // A fenced database doesn't know what its last entry should be. The run is followed nevertheless: it counts
+        // if the database is that of the run's base when the last part comes.
+        let verdict = match state.rule.judge(&candidate) {
+            _ if state.fenced.is_some() && part.lease_term == *term => Verdict::Apply,
+            verdict => verdict,
+        };
         let large = &mut state.large;
         let taken = large.runs.part(verdict, part);
         if taken == Taken::Begun {
@@ -404,8 +415,7 @@ impl Database {
 
     /// No more parts of a transaction will come, says the log.
     pub(super) fn void(&self, state: &mut State, index: u64, id: TxnId) {
-        state.large.runs.void(id);
-        state.large.settle();
+        state.large.void(id);
         self.dealt_with(state, index);
     }
 

@@ -176,6 +176,9 @@ impl Database {
         body: Bytes,
     ) -> Result<Option<Unpublished>, DbError> {
         if state.fenced.is_some() {
+            if let Ok(txn) = self.decode(&body) {
+                state.large.void(txn.id());
+            }
             return Ok(None);
         }
         let txn = self.decode(&body)?;
@@ -382,7 +385,7 @@ impl Unpublished {
 fn advance_to(state: &mut State, position: LogPosition, delta: &HashDelta) {
     let old_size = state.hashes.len();
     state.rule.applied(position.index);
-    state.large.applied();
+    state.large.moved_to(position.index);
     state.position = position;
     state.hashes.apply(delta);
     mark(&mut state.dirty, delta.pages());
