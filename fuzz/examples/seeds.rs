@@ -2,7 +2,7 @@
 
 use bytes::Bytes;
 use quire_vfs::format::checksum::DbChecksum;
-use quire_vfs::format::transaction::{TxnId, encode_head};
+use quire_vfs::format::transaction::{Before, Piece, TxnId, encode_head, encode_piece};
 use quire_vfs::format::wal::{ByteOrder, FrameHeader, Salts, WalHeader};
 use quire_vfs::format::{PageNo, PageSize};
 use std::path::Path;
@@ -14,7 +14,7 @@ mod command;
 #[path = "../../node/src/name.rs"]
 mod name;
 
-use command::{Command, DbId, TransactionHead};
+use command::{Command, DbId, PartHead, TransactionHead};
 
 fn wal(order: ByteOrder, page_size: PageSize, frames: &[(u32, u32)]) -> Vec<u8> {
     let header = WalHeader { order, page_size, checkpoint_seq: 1, salts: Salts([7; 8]) };
@@ -68,5 +68,21 @@ fn main() -> std::io::Result<()> {
     write("entry_decode", "barrier", &Command::Barrier { nonce: 1 }.encode())?;
     write("entry_decode", "verify", &Command::Verify { files: true, nonce: 2 }.encode())?;
     write("entry_decode", "one-page", &transaction(small, 1, &[1], 0).encode())?;
-    write("entry_decode", "with-fills", &transaction(small, 4, &[2, 3, 4], 2).encode())
+    write("entry_decode", "with-fills", &transaction(small, 4, &[2, 3, 4], 2).encode())?;
+
+    let piece = |piece, page| {
+        let mut body = Vec::new();
+        encode_piece(&mut body, piece, TxnId([9; 16]), small, 4, &[PageNo(page)], 0);
+        body.extend_from_slice(&[page as u8; 512]);
+        Bytes::from(body)
+    };
+    let part = PartHead { database: DbId(1), base: 2, lease_term: 3, origin: 1 };
+    let part = Command::Part { head: part, body: piece(Piece::Part { sequence: 0 }, 1) };
+    write("entry_decode", "part", &part.encode())?;
+    let Command::Transaction { head, .. } = transaction(small, 1, &[1], 0) else { return Ok(()) };
+    let last = Piece::Last(Before { parts: 1, pages: 1, fills: 0 });
+    let last = Command::Transaction { head, body: piece(last, 2) };
+    write("entry_decode", "last-part", &last.encode())?;
+    let void = Command::Void { database: DbId(1), transaction: TxnId([9; 16]) };
+    write("entry_decode", "void", &void.encode())
 }

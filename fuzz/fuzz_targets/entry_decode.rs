@@ -7,7 +7,7 @@
 
 use bytes::Bytes;
 use libfuzzer_sys::fuzz_target;
-use quire_vfs::format::transaction::{HEADER_SIZE, Transaction, encoded_size};
+use quire_vfs::format::transaction::{HEADER_SIZE, LAST_HEADER_SIZE, Piece, Transaction, encoded_size};
 
 #[allow(dead_code, reason = "the decoder is all that is used")]
 #[path = "../../node/src/command.rs"]
@@ -28,14 +28,21 @@ fuzz_target!(|data: &[u8]| {
     match &command {
         Command::Transaction { body, .. } => {
             assert_eq!(again[8..], bytes[8..], "all but the reserved bytes");
-            transaction(body);
+            assert!(!matches!(transaction(body), Piece::Part { .. }));
+        }
+        Command::Part { body, .. } => {
+            assert_eq!(again[8..], bytes[8..], "all but the reserved bytes");
+            assert!(matches!(transaction(body), Piece::Part { .. }));
         }
         Command::CreateDatabase { name, .. } => {
             assert_eq!(again, bytes);
             assert_eq!(name::check(name), Ok(()));
         }
-        Command::Barrier { .. } | Command::Verify { .. } => assert_eq!(again[8..], bytes[8..]),
+        Command::Barrier { .. } | Command::Verify { .. } | Command::Void { .. } => {
+            assert_eq!(again[8..], bytes[8..]);
+        }
     }
+    let _ = command::describe(&bytes);
     for cut in [0, 1, TRANSACTION_PREFIX, TRANSACTION_PREFIX + HEADER_SIZE, bytes.len() - 1] {
         if cut < bytes.len() {
             assert!(Command::decode(&bytes.slice(..cut)).is_err(), "cut at {cut}");
@@ -44,9 +51,12 @@ fuzz_target!(|data: &[u8]| {
 });
 
 /// What whoever applies a transaction relies on.
-fn transaction(body: &[u8]) {
+fn transaction(body: &[u8]) -> Piece {
     let txn = Transaction::decode(body).expect("a decoded command has a valid body");
-    assert_eq!(body.len(), encoded_size(txn.page_count(), txn.page_size()));
+    let last = matches!(txn.piece(), Piece::Last(_));
+    let more = if last { LAST_HEADER_SIZE - HEADER_SIZE } else { 0 };
+    assert_eq!(body.len(), encoded_size(txn.page_count(), txn.page_size()) + more);
+    assert!(txn.before().pages as usize + txn.page_count() <= txn.db_size() as usize);
     assert!(txn.page_count() > 0 && txn.fill_count() as usize <= txn.page_count());
     let mut last = 0;
     for (page, data) in txn.pages() {
@@ -59,4 +69,5 @@ fn transaction(body: &[u8]) {
             assert!(page.0 > old_size && data.iter().all(|&byte| byte == 0));
         }
     }
+    txn.piece()
 }

@@ -112,6 +112,12 @@ pub struct NodeArgs {
     /// How long a COMMIT may wait for its outcome [default: 10000].
     #[arg(long, env = "QUIRE_COMMIT_TIMEOUT_MS", value_name = "MS")]
     pub commit_timeout_ms: Option<u64>,
+    /// Refuse transactions whose pages take more than this; 0 is no limit [default: 0].
+    #[arg(long, env = "QUIRE_MAX_TRANSACTION_MIB", value_name = "MIB")]
+    pub max_transaction_mib: Option<u64>,
+    /// Pages in one message of an app, in KiB; larger transactions are sent in parts. For tests.
+    #[arg(long, env = "QUIRE_PART_KIB", value_name = "KIB", hide = true)]
+    pub part_kib: Option<u32>,
     /// Interval of the leader's heartbeats [default: 100].
     #[arg(long, env = "QUIRE_HEARTBEAT_MS", value_name = "MS")]
     pub heartbeat_ms: Option<u64>,
@@ -152,6 +158,8 @@ impl NodeArgs {
             cluster_key: self.cluster_key.or(file.cluster_key),
             socket_group: self.socket_group.or(file.socket_group),
             commit_timeout_ms: self.commit_timeout_ms.or(file.commit_timeout_ms),
+            max_transaction_mib: self.max_transaction_mib.or(file.max_transaction_mib),
+            part_kib: self.part_kib.or(file.part_kib),
             heartbeat_ms: self.heartbeat_ms.or(file.heartbeat_ms),
             election_timeout_ms: self.election_timeout_ms.or(file.election_timeout_ms),
             log_segment_mib: self.log_segment_mib.or(file.log_segment_mib),

@@ -10,18 +10,25 @@
 //!  24  u64  term of the lease
 //!  32  u64  database checksum after it          barrier, 3, and verification, 4
 //!  40  u64  id of the originating node            0  u8      kind
-//!  48  the transaction (its own layout)           1  u8      version, 1
-//!                                                 2  u8      flags: 1 = files, 2 = scrub (verification only)
+//!  48  the transaction, or the last part         1  u8      version, 1
+//!      of one (its own layout)                    2  u8      flags: 1 = files, 2 = scrub (verification only)
 //!                                                 3  5 × 0
 //!                                                 8  u64     nonce
+//! part of a large transaction                   void a large transaction
+//!   0  u8   kind, 5                               0  u8      kind, 6
+//!   …  as a transaction; 0 for the checksum       1  u8      version, 1
+//!  48  a part                                     2  6 × 0
+//!                                                 8  u64     database id
+//!                                                16  [u8;16] transaction id
 //! ```
 //!
-//! A database's id is the index of the entry that created it. A transaction's 48 bytes stand where the
-//! gate's Commit message has its own 48, so that no page is copied between socket and log.
+//! A database's id is the index of the entry that created it. The 48 bytes of a transaction or part stand where
+//! the gate's message has its own 48, so that no page is copied between socket and log. What parts come to is
+//! decided by `core::run`.
 
 use bytes::{Bytes, BytesMut};
 use quire_vfs::format::checksum::DbChecksum;
-use quire_vfs::format::transaction::Transaction;
+use quire_vfs::format::transaction::{Piece, Transaction, TxnId};
 use quire_vfs::format::{FormatError, PageSize};
 use quire_vfs::gate::proto::COMMIT_PREFIX;
 
@@ -55,15 +62,42 @@ pub struct TransactionHead {
     pub origin: u64,
 }
 
+/// The fixed part of the entry of a large transaction's part.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct PartHead {
+    /// The database.
+    pub database: DbId,
+    /// The entry on which the transaction was written.
+    pub base: u64,
+    /// The term of its lease.
+    pub lease_term: u64,
+    /// The node whose app wrote it.
+    pub origin: u64,
+}
+
 /// A command, decoded.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Command {
-    /// A transaction; `body` is one that [`Transaction::decode`] accepts.
+    /// A transaction, or the last part of a large one; `body` is one that [`Transaction::decode`] accepts.
     Transaction {
         /// The fixed part.
         head: TransactionHead,
         /// The pages.
         body: Bytes,
+    },
+    /// A part of a large transaction; `body` likewise.
+    Part {
+        /// The fixed part.
+        head: PartHead,
+        /// The pages.
+        body: Bytes,
+    },
+    /// No more parts of a large transaction will come: its app is gone, or gave up.
+    Void {
+        /// The database.
+        database: DbId,
+        /// The transaction.
+        transaction: TxnId,
     },
     /// Create a database, unless there is one of that name.
     CreateDatabase {
@@ -88,17 +122,28 @@ pub enum Command {
     },
 }
 
+fn write_over(message: &mut BytesMut, kind: u8, words: [u64; 5]) {
+    let mut head = [0; TRANSACTION_PREFIX];
+    head[0] = kind;
+    head[1] = VERSION;
+    for (chunk, word) in head[8..].chunks_exact_mut(8).zip(words) {
+        chunk.copy_from_slice(&word.to_le_bytes());
+    }
+    message[..TRANSACTION_PREFIX].copy_from_slice(&head);
+}
+
 impl TransactionHead {
     /// Makes a gate's Commit message into an entry, in place.
     pub fn write_over(&self, message: &mut BytesMut) {
-        let mut head = [0; TRANSACTION_PREFIX];
-        head[0] = 1;
-        head[1] = VERSION;
         let words = [self.database.0, self.base, self.lease_term, self.checksum.0, self.origin];
-        for (chunk, word) in head[8..].chunks_exact_mut(8).zip(words) {
-            chunk.copy_from_slice(&word.to_le_bytes());
-        }
-        message[..TRANSACTION_PREFIX].copy_from_slice(&head);
+        write_over(message, 1, words);
+    }
+}
+
+impl PartHead {
+    /// Makes a gate's Part message into an entry, in place.
+    pub fn write_over(&self, message: &mut BytesMut) {
+        write_over(message, 5, [self.database.0, self.base, self.lease_term, 0, self.origin]);
     }
 }
 
@@ -111,6 +156,16 @@ impl Command {
                 out.resize(TRANSACTION_PREFIX, 0);
                 head.write_over(&mut out);
                 out.extend_from_slice(body);
+            }
+            Command::Part { head, body } => {
+                out.resize(TRANSACTION_PREFIX, 0);
+                head.write_over(&mut out);
+                out.extend_from_slice(body);
+            }
+            Command::Void { database, transaction } => {
+                out.extend_from_slice(&[6, VERSION, 0, 0, 0, 0, 0, 0]);
+                out.extend_from_slice(&database.0.to_le_bytes());
+                out.extend_from_slice(&transaction.0);
             }
             Command::CreateDatabase { name, page_size } => {
                 out.extend_from_slice(&[2, VERSION]);
@@ -145,12 +200,23 @@ impl Command {
             chunk.map(|b| u64::from_le_bytes(*b)).ok_or_else(|| short(at + 8))
         };
         match kind {
-            1 => {
+            1 | 5 => {
                 if bytes.len() < TRANSACTION_PREFIX {
                     return Err(short(TRANSACTION_PREFIX));
                 }
                 let body = bytes.slice(TRANSACTION_PREFIX..);
-                Transaction::decode(&body)?;
+                let piece = Transaction::decode(&body)?.piece();
+                if matches!(piece, Piece::Part { .. }) != (kind == 5) {
+                    return Err(err(TRANSACTION_PREFIX + 1, format!("kind {kind} can't carry {piece:?}")));
+                }
+                if kind == 5 {
+                    let (database, base, lease_term) = (DbId(word(8)?), word(16)?, word(24)?);
+                    if word(32)? != 0 {
+                        return Err(err(32, "reserved bytes are not zero".into()));
+                    }
+                    let head = PartHead { database, base, lease_term, origin: word(40)? };
+                    return Ok(Command::Part { head, body });
+                }
                 let head = TransactionHead {
                     database: DbId(word(8)?),
                     base: word(16)?,
@@ -186,8 +252,48 @@ impl Command {
                     Command::Verify { files, scrub, nonce }
                 })
             }
+            6 => {
+                let (database, low, high) = (DbId(word(8)?), word(16)?, word(24)?);
+                if bytes.len() != 32 {
+                    return Err(short(32));
+                }
+                let mut transaction = TxnId::default();
+                transaction.0[..8].copy_from_slice(&low.to_le_bytes());
+                transaction.0[8..].copy_from_slice(&high.to_le_bytes());
+                Ok(Command::Void { database, transaction })
+            }
             _ => Err(err(0, format!("unknown kind {kind}"))),
         }
+    }
+}
+
+/// A command in words, from its first bytes; for people who look into a log.
+pub fn describe(head: &[u8]) -> Option<String> {
+    let word = |at: usize| head.get(at..).and_then(|b| b.first_chunk::<8>()).map(|b| u64::from_le_bytes(*b));
+    let half = |at: usize| head.get(at..).and_then(|b| b.first_chunk::<4>()).map(|b| u32::from_le_bytes(*b));
+    let id = |at: usize| {
+        head.get(at..).and_then(|b| b.first_chunk::<16>()).map(|b| TxnId(*b)).map(|id| id.to_string())
+    };
+    // The transaction's own layout begins behind the fixed part.
+    const AT: usize = TRANSACTION_PREFIX;
+    match *head.first()? {
+        kind @ (1 | 5) => {
+            let (database, base, pages) = (word(8)?, word(16)?, half(AT + 12)?);
+            let (flag, count, id) = (*head.get(AT + 1)?, half(AT + 20)?, id(AT + 24)?);
+            let what = match (kind, flag) {
+                (5, _) => format!("part {count} of transaction {id}"),
+                (_, 2) => {
+                    format!("last part of transaction {id}, after {count} parts of {} pages", half(AT + 40)?)
+                }
+                _ => format!("transaction {id}"),
+            };
+            Some(format!("{what}: {pages} pages, database {database} on {base}"))
+        }
+        2 => Some("create database".into()),
+        3 => Some("barrier".into()),
+        4 => Some("verify".into()),
+        6 => Some(format!("void transaction {}, database {}", id(16)?, word(8)?)),
+        _ => None,
     }
 }
 
@@ -196,23 +302,31 @@ mod tests {
     use super::*;
     use proptest::prelude::*;
     use quire_vfs::format::PageNo;
-    use quire_vfs::format::transaction::{TxnId, encode_head};
+    use quire_vfs::format::transaction::{Before, encode_piece};
 
-    fn body() -> Bytes {
+    fn body(piece: Piece) -> Bytes {
         let size = PageSize::new(512).unwrap();
         let mut out = vec![];
-        encode_head(&mut out, TxnId([7; 16]), size, 2, &[PageNo(1), PageNo(2)], 0);
+        encode_piece(&mut out, piece, TxnId([7; 16]), size, 5, &[PageNo(1), PageNo(2)], 0);
         out.extend_from_slice(&[9; 1024]);
         out.into()
     }
 
     fn command() -> impl Strategy<Value = Command> {
         prop_oneof![
-            any::<(u64, u64, u64, u64, u64)>().prop_map(|(db, base, lease_term, sum, origin)| {
+            any::<(u64, u64, u64, u64, u64, bool)>().prop_map(|(db, base, lease_term, sum, origin, last)| {
                 let checksum = DbChecksum(sum);
                 let head = TransactionHead { database: DbId(db), base, lease_term, checksum, origin };
-                Command::Transaction { head, body: body() }
+                let before = Before { parts: 1, pages: 3, fills: 2 };
+                let body = body(if last { Piece::Last(before) } else { Piece::Whole });
+                Command::Transaction { head, body }
             }),
+            any::<(u64, u64, u64, u64, u32)>().prop_map(|(db, base, lease_term, origin, sequence)| {
+                let head = PartHead { database: DbId(db), base, lease_term, origin };
+                Command::Part { head, body: body(Piece::Part { sequence }) }
+            }),
+            any::<(u64, [u8; 16])>()
+                .prop_map(|(db, id)| Command::Void { database: DbId(db), transaction: TxnId(id) }),
             "[a-z][a-z0-9_]{0,20}"
                 .prop_map(|name| Command::CreateDatabase { name, page_size: PageSize::DEFAULT }),
             any::<u64>().prop_map(|nonce| Command::Barrier { nonce }),
@@ -233,10 +347,32 @@ mod tests {
         }
 
         #[test]
-        fn any_bytes_are_taken(bytes in proptest::collection::vec(any::<u8>(), 0..200), kind in 0u8..6) {
+        fn any_bytes_are_taken(bytes in proptest::collection::vec(any::<u8>(), 0..200), kind in 0u8..8) {
             let mut bytes = bytes;
             bytes.splice(0..0, [kind, 1]);
             let _ = Command::decode(&Bytes::from(bytes));
+        }
+    }
+
+    #[test]
+    fn commands_are_described_from_their_first_bytes() {
+        let head = PartHead { database: DbId(4), base: 9, lease_term: 1, origin: 1 };
+        let part = Command::Part { head, body: body(Piece::Part { sequence: 3 }) }.encode();
+        let id = TxnId([7; 16]);
+        let said = describe(&part[..128]).unwrap();
+        assert_eq!(said, format!("part 3 of transaction {id}: 2 pages, database 4 on 9"));
+        let void = Command::Void { database: DbId(4), transaction: id }.encode();
+        assert_eq!(describe(&void).unwrap(), format!("void transaction {id}, database 4"));
+        assert_eq!(describe(&part[..60]), None);
+    }
+
+    #[test]
+    fn a_part_is_no_transaction_and_a_transaction_no_part() {
+        for (piece, wrong) in [(Piece::Whole, 5), (Piece::Part { sequence: 0 }, 1)] {
+            let mut bytes = BytesMut::zeroed(TRANSACTION_PREFIX);
+            write_over(&mut bytes, wrong, [1, 2, 3, 0, 5]);
+            bytes.extend_from_slice(&body(piece));
+            assert!(Command::decode(&bytes.freeze()).is_err(), "{piece:?} as kind {wrong}");
         }
     }
 }

@@ -1,6 +1,7 @@
 //! A node's configuration, validated. What a user may write stands in [`crate::args`].
 
 use crate::args::NodeArgs;
+use quire_vfs::gate::proto::PART_BYTES;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
@@ -53,8 +54,10 @@ pub struct Config {
 pub struct Limits {
     /// How long an app may wait for an outcome.
     pub commit_deadline: Duration,
-    /// Bytes of the largest transaction.
-    pub max_transaction: usize,
+    /// Bytes of the pages of the largest transaction.
+    pub max_transaction: u64,
+    /// Bytes of pages in one message of an app, and so in one entry of the log.
+    pub part_bytes: u32,
 }
 
 /// A configuration that can't work.
@@ -147,6 +150,15 @@ impl Config {
         if !(1..=65_536).contains(&checkpoint_mib) {
             return bad("--checkpoint-mib", format!("{checkpoint_mib} is not from 1 to 65536"));
         }
+        let max_transaction = match args.max_transaction_mib.unwrap_or(0) {
+            0 => u64::MAX,
+            mib => mib.saturating_mul(1 << 20),
+        };
+        let part_kib = args.part_kib.unwrap_or(PART_BYTES >> 10);
+        if !(1..=32_768).contains(&part_kib) {
+            return bad("--part-kib", format!("{part_kib} is not from 1 to 32768"));
+        }
+        let commit_deadline = Duration::from_millis(deadline);
         Ok(Config {
             data_dir,
             node_id,
@@ -163,7 +175,7 @@ impl Config {
             heartbeat,
             election_timeout,
             segment_bytes: segment_mib << 20,
-            limits: Limits { commit_deadline: Duration::from_millis(deadline), max_transaction: 60 << 20 },
+            limits: Limits { commit_deadline, max_transaction, part_bytes: part_kib << 10 },
             checkpoint_bytes: checkpoint_mib << 20,
             log_retain_bytes: log_retain_mib << 20,
             scrub_bytes_per_second: scrub_rate_mib << 20,

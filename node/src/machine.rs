@@ -163,6 +163,16 @@ impl Machine {
                         database.take(position, head, body);
                     }
                 }
+                Ok(Command::Part { head, body }) => {
+                    if let Some(database) = self.registry.get(head.database) {
+                        database.take_part(position, &head, body);
+                    }
+                }
+                Ok(Command::Void { database, transaction: id }) => {
+                    if let Some(database) = self.registry.get(database) {
+                        database.enqueue(Work::Void { index: position.index, id });
+                    }
+                }
                 Ok(Command::CreateDatabase { name, page_size }) => {
                     // A snapshot that was not installed after all may have brought its files.
                     let prepared = self.prepared().remove(&DbId(position.index));

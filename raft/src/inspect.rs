@@ -58,6 +58,9 @@ pub enum RecordKind {
     Invalid,
 }
 
+/// Bytes of a command that are shown.
+pub const HEAD_BYTES: usize = 128;
+
 /// One record.
 #[derive(Clone, Debug)]
 pub struct RecordInfo {
@@ -69,6 +72,8 @@ pub struct RecordInfo {
     pub position: LogPosition,
     /// Length of its payload.
     pub payload_bytes: u32,
+    /// The first bytes of a command, at most [`HEAD_BYTES`].
+    pub payload_head: Vec<u8>,
     /// How far the segment was durable when it was written.
     pub synced: u64,
     /// Committed index known then.
@@ -130,6 +135,7 @@ impl Records {
             kind,
             position: LogPosition::default(),
             payload_bytes: 0,
+            payload_head: Vec::new(),
             synced: 0,
             committed: None,
             fault: Some(bad.to_string()),
@@ -155,6 +161,10 @@ impl Records {
             let mut whole = vec![0; size];
             self.file.read_exact_at(&mut whole, offset)?;
             info.fault = record::read(&whole, self.seed).err().map(|bad| bad.to_string());
+            if h.kind == Kind::Command {
+                let end = (record::HEADER_BYTES + h.len as usize).min(record::HEADER_BYTES + HEAD_BYTES);
+                info.payload_head = whole.get(record::HEADER_BYTES..end).unwrap_or_default().to_vec();
+            }
         }
         self.at = offset + size as u64;
         Ok(Some(info))

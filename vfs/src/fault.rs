@@ -3,9 +3,12 @@
 //!
 //! `QUIRE_FAULT=name` kills at the first pass, `QUIRE_FAULT=name:n` at the n-th; the process dies by
 //! SIGKILL, so that nothing of it is cleaned up. In the life of a commit the points of an app are, in order:
-//! `commit.begin` `commit.sent` `commit.decided` `commit.framed` `release.published` `release.unlocked`;
-//! those of a node `apply.framed` `apply.indexed` `apply.published` `gate.decided`; where it gets a state from another
-//! one, `transfer.staged` (each frame of pages) `install.prepared` `install.published` `install.stored`.
+//! `commit.begin` `part.sent` `part.taken` (both once for each part of a large transaction) `commit.sent`
+//! `commit.decided` `commit.framed` `release.published` `release.unlocked`; those of a node `part.staged`
+//! `part.judged` `run.admitted` (a large transaction has committed, and nothing is in the WAL yet)
+//! `apply.framed` `apply.indexed` `apply.published` `gate.decided`; where it gets a
+//! state from another one, `transfer.staged` (each frame of pages) `install.prepared` `install.published`
+//! `install.stored`.
 
 /// Dies here if the environment says so.
 #[cfg(feature = "fault-points")]

@@ -1,6 +1,7 @@
 //! `quire inspect`: what stands in files, without a running node.
 
 use crate::args::Inspect;
+use crate::command;
 use crate::db::side_file::SideFile;
 use anyhow::Context as _;
 use quire_raft::inspect as raft;
@@ -67,10 +68,12 @@ fn log(dir: &Path, as_json: bool) -> anyhow::Result<ExitCode> {
         }
         for record in segment.records()? {
             let record = record?;
+            let command = command::describe(&record.payload_head);
             if as_json {
                 let kind = format!("{:?}", record.kind);
                 let line = json!({ "offset": record.offset, "kind": kind, "term": record.position.term,
-                    "index": record.position.index, "bytes": record.payload_bytes, "fault": record.fault });
+                    "index": record.position.index, "bytes": record.payload_bytes, "fault": record.fault,
+                    "command": command });
                 println!("{line}");
                 continue;
             }
@@ -78,11 +81,13 @@ fn log(dir: &Path, as_json: bool) -> anyhow::Result<ExitCode> {
                 // Where the records end, too: what follows was never written.
                 Some(why) => println!("  {:>10}  end of the records: {why}", record.offset),
                 None => println!(
-                    "  {:>10}  {:<10} {}  {} bytes",
+                    "  {:>10}  {:<10} {}  {} bytes{}{}",
                     record.offset,
                     format!("{:?}", record.kind),
                     record.position,
-                    record.payload_bytes
+                    record.payload_bytes,
+                    if command.is_some() { "  " } else { "" },
+                    command.unwrap_or_default()
                 ),
             }
         }

@@ -5,8 +5,10 @@
 //! |---|---|
 //! | [`lease`] | who may write a database next |
 //! | [`rule`] | which committed entries change a database (the commit rule) |
+//! | [`run`] | which runs of entries make a large transaction |
 //! | [`recovery`] | what a restarted node makes of the files that it finds |
 
 pub mod lease;
 pub mod recovery;
 pub mod rule;
+pub mod run;

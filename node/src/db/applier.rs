@@ -32,6 +32,9 @@ pub struct Prepared {
     pub header: IndexHeader,
 }
 
+/// What takes pages one by one.
+pub type TakePage<'a> = dyn FnMut(PageNo, &[u8]) -> Result<(), DbError> + 'a;
+
 /// Bytes of frames that are written at once.
 const BATCH: usize = 1 << 20;
 
@@ -110,6 +113,21 @@ impl Wal {
         pages: impl ExactSizeIterator<Item = (PageNo, &'a [u8])> + Clone,
         db_size: u32,
     ) -> Result<Prepared, DbError> {
+        let numbers = pages.clone().map(|(page, _)| page);
+        self.prepare_from(holder, numbers, db_size, |frame| {
+            pages.into_iter().try_for_each(|(page, data)| frame(page, data))
+        })
+    }
+
+    /// As [`Wal::prepare`], for pages that are not in memory all at once: `feed` gives them one by one, in the
+    /// order of `numbers`.
+    pub fn prepare_from(
+        &mut self,
+        holder: &Holder,
+        numbers: impl ExactSizeIterator<Item = PageNo>,
+        db_size: u32,
+        feed: impl FnOnce(&mut TakePage<'_>) -> Result<(), DbError>,
+    ) -> Result<Prepared, DbError> {
         let header = self.tidy(holder)?;
         let header = self.restart(holder, header)?;
         let fresh = if header.salts == Salts::default() {
@@ -121,45 +139,45 @@ impl Wal {
             header.salts
         };
         let (mut appender, wal_header) = Appender::new(header, self.page_size, fresh, self.next_seq(header));
-        let written = self.write_frames(&mut appender, wal_header, pages.clone(), db_size);
-        written.map_err(DbError::io(&self.path, "writing frames"))?;
+        if let Some(bytes) = wal_header {
+            self.file.write_all_at(&bytes, 0).map_err(DbError::io(&self.path, "writing its header"))?;
+        }
+        let mut left = numbers.len();
+        self.batch.clear();
+        feed(&mut |page, data| {
+            left = left.saturating_sub(1);
+            self.add_frame(&mut appender, page, data, if left == 0 { db_size } else { 0 })
+        })?;
         fault::point("apply.framed");
 
         let index_err = DbError::index(holder.path());
         wal_index::sweep(holder, header.max_frame).map_err(&index_err)?;
         let first = header.max_frame.0;
-        for (n, (page, _)) in (1u32..).zip(pages) {
+        for (n, page) in (1u32..).zip(numbers) {
             wal_index::append(holder, FrameNo(first + n), page).map_err(&index_err)?;
         }
         fault::point("apply.indexed");
         Ok(Prepared { header: appender.finish(db_size) })
     }
 
-    /// Writes the WAL header, if there is one to write, and the frames, some at a time.
-    fn write_frames<'a>(
+    /// Adds a frame to the batch. The batch is written when it is large, and with the last frame, whose
+    /// `commit_size` is not 0.
+    fn add_frame(
         &mut self,
         appender: &mut Appender,
-        wal_header: Option<[u8; HEADER_SIZE]>,
-        pages: impl ExactSizeIterator<Item = (PageNo, &'a [u8])>,
-        db_size: u32,
-    ) -> std::io::Result<()> {
-        if let Some(bytes) = wal_header {
-            self.file.write_all_at(&bytes, 0)?;
-        }
-        self.batch.clear();
-        let (count, mut start) = (pages.len(), 0);
-        for (n, (page, data)) in pages.enumerate() {
-            let is_last = n + 1 == count;
-            let frame = appender.frame(page, data, if is_last { db_size } else { 0 });
-            if self.batch.is_empty() {
-                start = frame.offset;
-            }
-            self.batch.extend_from_slice(&frame.header);
-            self.batch.extend_from_slice(data);
-            if is_last || self.batch.len() >= BATCH {
-                self.file.write_all_at(&self.batch, start)?;
-                self.batch.clear();
-            }
+        page: PageNo,
+        data: &[u8],
+        commit_size: u32,
+    ) -> Result<(), DbError> {
+        let frame = appender.frame(page, data, commit_size);
+        self.batch.extend_from_slice(&frame.header);
+        self.batch.extend_from_slice(data);
+        if commit_size != 0 || self.batch.len() >= BATCH {
+            let end = frame.offset + (frame.header.len() + data.len()) as u64;
+            let start = end - self.batch.len() as u64;
+            let written = self.file.write_all_at(&self.batch, start);
+            written.map_err(DbError::io(&self.path, "writing frames"))?;
+            self.batch.clear();
         }
         Ok(())
     }

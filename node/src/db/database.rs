@@ -17,6 +17,8 @@ use super::DbError;
 use super::applier::Wal;
 use super::incoming::Incoming;
 use super::install::{InstallError, install_into_file, take_over};
+use super::parts::{Large, PartWork, Stager};
+use super::publish::Unpublished;
 use super::side_file::{Contents, Durable, Record, SideFile};
 use super::{checkpoint, scrub};
 use crate::command::{DbId, TransactionHead};
@@ -98,6 +100,15 @@ pub enum Work {
         /// Its pages.
         body: Bytes,
     },
+    /// A committed part of a large transaction.
+    Part(PartWork),
+    /// No more parts of this transaction will come, says the entry `index`.
+    Void {
+        /// The entry.
+        index: u64,
+        /// The transaction.
+        id: TxnId,
+    },
     /// A committed transaction that was judged, and that no app publishes.
     Publish(Unpublished),
     /// An entry of a new term has committed: older proposals without one have failed.
@@ -138,6 +149,16 @@ pub enum Work {
 }
 
 impl Work {
+    /// The entry that it is.
+    fn entry(&self) -> Option<u64> {
+        match self {
+            Work::Entry { position, .. } => Some(position.index),
+            Work::Part(part) => Some(part.index()),
+            Work::Void { index, .. } => Some(*index),
+            _ => None,
+        }
+    }
+
     /// Bytes that it keeps in memory while a database waits for its repair.
     fn held_bytes(&self) -> usize {
         if let Work::Entry { body, .. } = self { body.len() } else { 0 }
@@ -168,19 +189,6 @@ pub(super) struct Publishing {
     /// What the app was told.
     pub record: Record,
     pub entry: Unpublished,
-}
-
-/// A transaction that the database's state contains, but not yet its files.
-#[derive(Clone, Debug)]
-pub struct Unpublished {
-    /// Its entry.
-    pub(super) index: u64,
-    /// The entry that it was written on.
-    pub(super) base: u64,
-    /// Size of the database before it, in pages.
-    pub(super) old_size: u32,
-    /// The transaction.
-    pub(super) body: Bytes,
 }
 
 /// What a verification found.
@@ -231,6 +239,8 @@ pub(super) struct State {
     pub grants: HashMap<SessionId, oneshot::Sender<Result<Grant, Refusal>>>,
     pub pending: Option<Pending>,
     pub publishing: Option<Publishing>,
+    /// Large transactions that are on their way.
+    pub large: Large,
     /// The last transactions, newest last.
     pub recent: VecDeque<Record>,
     pub durable: Durable,
@@ -256,9 +266,9 @@ impl State {
     }
 
     fn is_held(&self) -> bool {
-        let next = self.queue.front();
         let hold = self.hold.filter(|_| self.fenced.is_some());
-        matches!((hold, next), (Some(hold), Some(Work::Entry { position, .. })) if position.index > hold)
+        let next = self.queue.front().and_then(Work::entry);
+        hold.zip(next).is_some_and(|(hold, next)| next > hold)
     }
 }
 
@@ -298,6 +308,7 @@ pub struct Database {
     pub(super) state: Mutex<State>,
     pub(super) changed: Condvar,
     pub(super) files: Mutex<Files>,
+    pub(super) stager: Arc<Stager>,
     /// The last entry that was dealt with, for those who wait for it.
     pub(super) progress: watch::Sender<u64>,
     /// One checkpoint at a time.
@@ -327,6 +338,8 @@ pub struct DatabaseStatus {
     pub wal_frames: u32,
     /// Frames that are in the database file too.
     pub wal_backfilled: u32,
+    /// Parts of an unfinished large transaction.
+    pub unfinished_parts: u32,
     /// Entries that wait to be applied here.
     pub queued: usize,
     /// Writers that wait.
@@ -375,6 +388,7 @@ impl Database {
             let beside = durable.target > base && durable.target < index;
             durable.position.index == index || (durable.position.index <= base && !beside)
         });
+        let stager = Arc::new(Stager::new(path, context.runtime.clone())?);
         let published = match plan {
             Plan::Rebuild => {
                 // A checkpoint was cut short: the file may hold pages of entries that are yet to come again, so
@@ -428,6 +442,7 @@ impl Database {
             grants: HashMap::new(),
             pending: None,
             publishing: None,
+            large: Large::default(),
             recent,
             durable,
             fenced,
@@ -461,6 +476,7 @@ impl Database {
             state: Mutex::new(state),
             changed: Condvar::new(),
             files: Mutex::new(Files { wal, side }),
+            stager,
             progress: watch::Sender::new(index),
             checkpointing: Mutex::new(()),
             transfers: Arc::default(),
@@ -598,6 +614,7 @@ impl Database {
             checksum: state.hashes.checksum().to_string(),
             wal_frames: header.map_or(0, |header| header.max_frame.0),
             wal_backfilled: backfilled,
+            unfinished_parts: state.large.parts(),
             queued: state.queue.len() + usize::from(state.running),
             waiting: state.lease.waiting(),
             fenced: state.fenced.clone(),
@@ -605,14 +622,16 @@ impl Database {
         }
     }
 
-    /// Position of the last entry that is in the database file, and whether anything came after it.
+    /// Position of the last entry that is in the database file, and whether anything came after it. The parts of
+    /// an unfinished large transaction count: they are nowhere but in the log.
     pub fn durable(&self) -> (LogPosition, bool) {
         let state = self.state();
         let is_idle = state.queue.is_empty() && !state.running && state.publishing.is_none();
-        // What a fenced database skips, it must find in the log again.
+        // What a fenced database skips, it must find in the log again; and so the parts of a run that is open.
         let is_current = state.rule.last() == state.durable.position.index
             && state.fenced.is_none()
-            && state.installed.is_none();
+            && state.installed.is_none()
+            && state.large.parts() == 0;
         (state.durable.position, !is_current || !is_idle)
     }
 

@@ -2,10 +2,12 @@
 //! come through [`crate::gate::session`], one session for each connection.
 
 use super::database::{Database, Pending, State, Work};
+use super::parts;
 use crate::command::TransactionHead;
 use crate::core::lease::{Action, LINGER, SessionId};
+use crate::core::rule::Candidate;
 use quire_vfs::format::checksum::PageHashes;
-use quire_vfs::format::transaction::{Transaction, TxnId};
+use quire_vfs::format::transaction::{Piece, Transaction, TxnId};
 use quire_vfs::gate::Grant;
 use quire_vfs::gate::proto::{Outcome, Refusal, RefusalCode, WalTarget};
 use std::sync::Arc;
@@ -62,6 +64,7 @@ impl Database {
         let open = match self.may_lead(state) {
             Ok(term) => {
                 let busy = state.running || state.pending.is_some() || state.publishing.is_some();
+                let busy = busy || state.large.is_sending();
                 (!busy && state.queue.is_empty()).then_some(term)
             }
             Err(refusal) => {
@@ -123,6 +126,7 @@ impl Database {
         if let Some(pending) = state.pending.as_mut().filter(|p| p.session == session) {
             pending.waiter = None;
         }
+        state.large.gone(session);
         self.end_publishing(&mut state, session);
         self.advance(&mut state);
     }
@@ -136,7 +140,31 @@ impl Database {
         }
     }
 
-    /// Takes a transaction for proposal: checks it against the lease, and computes the checksum that the
+    /// Checks that the holder of a lease may send a transaction, or a part of one, now. Returns its base and the
+    /// term of the lease.
+    pub(super) fn may_send(
+        &self,
+        state: &State,
+        session: SessionId,
+        token: u64,
+        txn: &Transaction<'_>,
+    ) -> Result<(u64, u64), String> {
+        if txn.page_size() != self.page_size {
+            return Err(format!("pages of {} bytes, the database has {}", txn.page_size(), self.page_size));
+        }
+        let lease = state.lease.holder().filter(|lease| lease.token == token && lease.session == session);
+        let lease = lease.ok_or("the lease has expired")?;
+        let term = self.may_lead(state).map_err(|refusal| refusal.message)?;
+        if term != lease.term {
+            return Err(format!("the lease was of term {}, the leader is of term {term}", lease.term));
+        }
+        if state.pending.is_some() || state.publishing.is_some() || state.large.is_sending() {
+            return Err("a transaction of this lease is under way".into());
+        }
+        Ok((state.rule.last(), term))
+    }
+
+    /// Takes a transaction, or the last part of one, for proposal: checks it against the lease, and computes the checksum that the
     /// database will have. The receiver gets the outcome.
     pub fn begin_commit(
         &self,
@@ -145,31 +173,23 @@ impl Database {
         target: WalTarget,
         txn: &Transaction<'_>,
     ) -> Result<(TransactionHead, oneshot::Receiver<Outcome>), String> {
-        if txn.page_size() != self.page_size {
-            return Err(format!("pages of {} bytes, the database has {}", txn.page_size(), self.page_size));
-        }
-        let delta = PageHashes::delta(txn.db_size(), txn.pages());
+        // Hashed before the lock is taken; the hashes of parts are there already.
+        let whole = (txn.piece() == Piece::Whole).then(|| PageHashes::delta(txn.db_size(), txn.pages()));
         let mut state = self.state();
-        let lease = state.lease.holder().filter(|lease| lease.token == token && lease.session == session);
-        let lease = lease.ok_or("the lease has expired")?;
-        let term = self.may_lead(&state).map_err(|refusal| refusal.message)?;
-        if term != lease.term {
-            return Err(format!("the lease was of term {}, the leader is of term {term}", lease.term));
-        }
-        if state.pending.is_some() || state.publishing.is_some() {
-            return Err("a transaction of this lease is under way".into());
-        }
+        let (base, term) = self.may_send(&state, session, token, txn)?;
+        let entry = Candidate { index: u64::MAX, term, base, lease_term: term };
+        let before = state.large.before(&entry, txn)?;
         // The VFS sends every page by which the database grew, all but the lock-byte page.
-        if txn.db_size().saturating_sub(state.hashes.len()) as usize > txn.page_count() + 1 {
+        let pages = txn.before().pages as usize + txn.page_count();
+        if txn.db_size().saturating_sub(state.hashes.len()) as usize > pages + 1 {
             return Err(format!("it grows to {} pages and does not contain them", txn.db_size()));
         }
-        let head = TransactionHead {
-            database: self.id,
-            base: state.rule.last(),
-            lease_term: term,
-            checksum: state.hashes.checksum_after(&delta),
-            origin: self.context.node_id,
+        let sum = match &whole {
+            Some(delta) => state.hashes.checksum_after(delta),
+            None => state.hashes.checksum_after(&parts::delta(&before, txn)),
         };
+        let origin = self.context.node_id;
+        let head = TransactionHead { database: self.id, base, lease_term: term, checksum: sum, origin };
         let (tx, rx) = oneshot::channel();
         state.pending = Some(Pending {
             id: txn.id(),
@@ -178,7 +198,7 @@ impl Database {
             target,
             session,
             waiter: Some(tx),
-            delta: Some(delta),
+            delta: whole,
         });
         Ok((head, rx))
     }

@@ -10,6 +10,7 @@ use super::applier::Wal;
 use super::checkpoint::stamp;
 use super::database::{Database, Files, State};
 use super::incoming::{Incoming, Target};
+use super::publish::mark;
 use super::side_file::{Durable, Record, SideFile};
 use super::view::patiently;
 use crate::core::recovery::Publication;
@@ -157,7 +158,8 @@ pub(super) fn take_over(state: &mut State, incoming: &Incoming) {
     state.rule = CommitRule::new(incoming.target.position.index);
     state.position = incoming.target.position;
     state.hashes = incoming.hashes.clone();
-    state.dirty.extend(incoming.pages().map(|(page, _)| page));
+    state.large.moved_to(incoming.target.position.index);
+    mark(&mut state.dirty, incoming.pages().map(|(page, _)| page));
     state.dirty.extend((old_size + 1..=state.hashes.len()).map(PageNo));
     state.dirty.split_off(&PageNo(state.hashes.len() + 1));
     state.installed = Some(incoming.clone());

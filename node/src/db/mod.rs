@@ -6,6 +6,7 @@
 //! | [`database`] | one database: its state, and its queue of entries |
 //! | [`gate`] | who may write it, and what becomes of a transaction |
 //! | [`publish`] | judges an entry and makes it visible, by its app or by the applier |
+//! | `parts` | the parts of large transactions, staged in files |
 //! | [`worker`] | drains the queue |
 //! | [`applier`] | writes a transaction into the WAL beside its readers |
 //! | [`side_file`] | `NAME.db-quire`: durable index, page hashes, publications |
@@ -22,6 +23,7 @@ pub mod database;
 pub mod gate;
 pub mod incoming;
 pub mod install;
+pub mod parts;
 pub mod publish;
 pub mod registry;
 pub mod scrub;

@@ -11,7 +11,8 @@
 //! came before, the gate lock, the files in use by a checkpoint), the worker does the same work and waits.
 
 use super::DbError;
-use super::database::{Database, Files, Publishing, State, Unpublished, Work};
+use super::database::{Database, Files, Publishing, State, Work};
+use super::parts::{self, Staged};
 use super::side_file::Record;
 use super::worker::refuse;
 use crate::command::TransactionHead;
@@ -20,13 +21,29 @@ use crate::core::rule::{Candidate, Verdict};
 use bytes::Bytes;
 use quire_raft::LogPosition;
 use quire_vfs::fault;
-use quire_vfs::format::checksum::{HashDelta, PageHashes};
-use quire_vfs::format::transaction::{Transaction, TxnId};
+use quire_vfs::format::checksum::HashDelta;
+use quire_vfs::format::transaction::{Piece, Transaction, TxnId};
 use quire_vfs::format::{FormatError, PageNo};
 use quire_vfs::gate::proto::{Outcome, WalTarget};
+use std::collections::BTreeSet;
 use std::sync::{Arc, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 use tracing::{debug, info, warn};
+
+/// A transaction that the database's state contains, but not yet its files.
+#[derive(Clone, Debug)]
+pub struct Unpublished {
+    /// Its entry.
+    pub(super) index: u64,
+    /// The entry that it was written on.
+    pub(super) base: u64,
+    /// Size of the database before it, in pages.
+    pub(super) old_size: u32,
+    /// The transaction, or its last part.
+    pub(super) body: Bytes,
+    /// The parts before the last one.
+    pub(super) before: Vec<Arc<Staged>>,
+}
 
 /// How often a worker that waits for the gate lock looks again.
 const LOCK_POLL: Duration = Duration::from_millis(2);
@@ -40,9 +57,11 @@ impl Database {
     pub fn take(self: &Arc<Self>, position: LogPosition, head: TransactionHead, body: Bytes) {
         let mut state = self.state();
         let idle = !state.running && state.queue.is_empty() && state.publishing.is_none();
+        // A large transaction takes time for each of its pages: not on this thread.
         let awaited = |state: &State| {
-            let id = Transaction::decode(&body).ok().map(|txn| txn.id());
-            state.pending.as_ref().is_some_and(|p| p.waiter.is_some() && Some(p.id) == id)
+            let Ok(txn) = Transaction::decode(&body) else { return false };
+            let is_whole = txn.piece() == Piece::Whole;
+            is_whole && state.pending.as_ref().is_some_and(|p| p.waiter.is_some() && p.id == txn.id())
         };
         if idle
             && awaited(&state)
@@ -144,8 +163,9 @@ impl Database {
             return false;
         }
         let (record, entry) = (publishing.record, &publishing.entry);
-        let fill_free = entry.transaction(self).is_ok_and(|txn| txn.fill_count() == 0);
-        let seen = fill_free
+        let is_simple =
+            entry.before.is_empty() && entry.transaction(self).is_ok_and(|txn| txn.fill_count() == 0);
+        let seen = is_simple
             && self.is_published(&files, &record).unwrap_or(false)
             && files.side.mark_seen(&record).is_ok();
         self.unlock_gate();
@@ -169,6 +189,9 @@ impl Database {
         body: Bytes,
     ) -> Result<Option<Unpublished>, DbError> {
         if state.fenced.is_some() {
+            if let Ok(txn) = self.decode(&body) {
+                state.large.void(txn.id());
+            }
             return Ok(None);
         }
         let txn = self.decode(&body)?;
@@ -194,8 +217,18 @@ impl Database {
             refuse(state, "another transaction came first");
         }
 
+        let before = match state.large.before(&candidate, &txn) {
+            Ok(before) => before,
+            Err(why) => {
+                debug!(database = self.name, index, transaction = %txn.id(), why, "skipped");
+                if is_pending {
+                    refuse(state, why);
+                }
+                return Ok(None);
+            }
+        };
         let known = state.pending.as_mut().filter(|_| is_pending).and_then(|p| p.delta.take());
-        let delta = known.unwrap_or_else(|| PageHashes::delta(txn.db_size(), txn.pages()));
+        let delta = known.unwrap_or_else(|| parts::delta(&before, &txn));
         let found = state.hashes.checksum_after(&delta);
         if found != head.checksum && index >= state.consistent_from {
             let expected = head.checksum;
@@ -203,10 +236,13 @@ impl Database {
         }
         let old_size = state.hashes.len();
         advance_to(state, position, &delta);
+        if !before.is_empty() {
+            fault::point("run.admitted");
+        }
         if index <= state.published {
             return Ok(None); // Already in the files; only the hashes had to follow.
         }
-        Ok(Some(Unpublished { index, base: head.base, old_size, body }))
+        Ok(Some(Unpublished { index, base: head.base, old_size, body, before }))
     }
 
     fn decode<'a>(&self, body: &'a Bytes) -> Result<Transaction<'a>, DbError> {
@@ -312,9 +348,12 @@ impl Database {
         {
             let mut files = self.files();
             if self.is_published(&files, &record)? {
-                let fills: Vec<_> = txn.fills(entry.old_size).collect();
+                let mut fills = self.fills_before(entry)?;
+                fills.extend(txn.fills(entry.old_size).map(|(page, _)| page));
                 if !fills.is_empty() {
-                    let prepared = files.wal.prepare(&self.holder, fills.into_iter(), txn.db_size())?;
+                    let zeros = vec![0; self.page_size.bytes()];
+                    let pages = fills.into_iter().map(|page| (page, zeros.as_slice()));
+                    let prepared = files.wal.prepare(&self.holder, pages, txn.db_size())?;
                     files.wal.publish(&self.holder, prepared)?;
                 }
                 return files.side.mark_seen(&record);
@@ -328,7 +367,10 @@ impl Database {
     fn apply(&self, entry: &Unpublished) -> Result<Record, DbError> {
         let txn = entry.transaction(self)?;
         let mut files = self.files();
-        let prepared = files.wal.prepare(&self.holder, txn.pages(), txn.db_size())?;
+        let prepared = match entry.before.is_empty() {
+            true => files.wal.prepare(&self.holder, txn.pages(), txn.db_size())?,
+            false => self.prepare_large(&mut files.wal, entry, &txn)?,
+        };
         let target = WalTarget { salts: prepared.header.salts, frame: prepared.header.max_frame };
         let record = entry.record(txn.id(), target);
         files.side.record(&record)?;
@@ -354,7 +396,7 @@ impl Database {
     }
 
     /// All that is to be done about an entry has been done.
-    fn has_dealt_with(&self, state: &State, index: u64) {
+    pub(super) fn has_dealt_with(&self, state: &State, index: u64) {
         self.progress.send_replace(index);
         if index == state.consistent_from {
             self.holder.admit_readers();
@@ -378,10 +420,20 @@ impl Unpublished {
 fn advance_to(state: &mut State, position: LogPosition, delta: &HashDelta) {
     let old_size = state.hashes.len();
     state.rule.applied(position.index);
+    state.large.moved_to(position.index);
     state.position = position;
     state.hashes.apply(delta);
-    state.dirty.extend(delta.pages());
-    state.dirty.extend((old_size + 1..=delta.new_len()).map(PageNo));
+    mark(&mut state.dirty, delta.pages());
+    mark(&mut state.dirty, (old_size.min(delta.new_len())..delta.new_len()).map(|n| PageNo(n + 1)));
     let beyond = PageNo(delta.new_len() + 1);
     state.dirty.split_off(&beyond);
+}
+
+/// Adds pages in ascending order: many at once cost far less than one by one.
+pub(super) fn mark(dirty: &mut BTreeSet<PageNo>, pages: impl ExactSizeIterator<Item = PageNo>) {
+    if pages.len() > 1024.max(dirty.len() / 8) {
+        dirty.append(&mut pages.collect());
+    } else {
+        dirty.extend(pages);
+    }
 }

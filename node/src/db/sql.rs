@@ -93,6 +93,7 @@ impl CheckpointerGate {
             page_size: PageSize::DEFAULT,
             commit_deadline: Duration::ZERO,
             max_transaction: 0,
+            part_bytes: 0,
             wal_limit: u64::MAX,
         };
         CheckpointerGate { info }
@@ -106,6 +107,10 @@ impl Gate for CheckpointerGate {
 
     fn acquire(&mut self) -> Result<Grant, Refusal> {
         Err(Refusal::new(RefusalCode::Invalid, "the checkpointer writes no transactions"))
+    }
+
+    fn part(&mut self, _: &Grant, _: Vec<u8>) -> Result<(), String> {
+        Err("the checkpointer writes no transactions".into())
     }
 
     fn commit(&mut self, _: &Grant, _: TxnId, _: WalTarget, _: Vec<u8>) -> Outcome {

@@ -39,8 +39,11 @@ impl Database {
     fn work<'a>(self: &'a Arc<Self>, mut state: MutexGuard<'a, State>, work: Work) -> MutexGuard<'a, State> {
         match work {
             Work::Entry { position, head, body } => return self.entry(state, position, head, body),
+            Work::Part(part) => return self.part(state, &part),
+            Work::Void { index, id } => self.void(&mut state, index, id),
             Work::Publish(entry) => return self.publish(state, entry),
             Work::NewTerm(term) => {
+                state.large.new_term(term);
                 if state.pending.as_ref().is_some_and(|p| p.term.is_some_and(|t| t < term)) {
                     refuse(&mut state, "the leader changed before it committed");
                 }

@@ -3,7 +3,9 @@
 //! | module | what it is |
 //! |---|---|
 //! | [`server`] | the socket: who may connect, and how many |
+//! | `parts` | large transactions in a session |
 //! | [`session`] | one connection, from Hello to its end |
 
+mod parts;
 pub mod server;
 pub mod session;

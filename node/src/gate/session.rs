@@ -9,7 +9,7 @@ use crate::node::{Node, OpenError};
 use bytes::{Bytes, BytesMut};
 use quire_raft::ProposeError;
 use quire_vfs::format::FormatError;
-use quire_vfs::format::transaction::{HEADER_SIZE, TxnId};
+use quire_vfs::format::transaction::{HEADER_SIZE, Piece, TxnId};
 use quire_vfs::gate::proto::{
     self, COMMIT_PREFIX, Hello, MAX_SMALL, Outcome, Refusal, RefusalCode, Request, Response, WalTarget,
 };
@@ -82,18 +82,20 @@ impl Inbox {
     }
 }
 
-struct Session {
-    id: SessionId,
-    node: Arc<Node>,
+pub(super) struct Session {
+    pub(super) id: SessionId,
+    pub(super) node: Arc<Node>,
     inbox: Inbox,
     out: OwnedWriteHalf,
+    /// A large transaction of which parts were sent, and no Commit succeeded.
+    pub(super) unfinished: Option<TxnId>,
 }
 
 /// Serves a connection to its end.
 pub async fn run(stream: UnixStream, id: SessionId, node: Arc<Node>) -> Result<(), SessionError> {
     let (stream, out) = stream.into_split();
     let inbox = Inbox { stream, buffer: BytesMut::with_capacity(8192), max: MAX_SMALL };
-    let mut session = Session { id, node, inbox, out };
+    let mut session = Session { id, node, inbox, out, unfinished: None };
     let first = timeout(HELLO_DEADLINE, session.inbox.next()).await.map_err(|_| SessionError::Slow)?;
     let hello = match first {
         Ok(None) => return Ok(()),
@@ -119,6 +121,7 @@ pub async fn run(stream: UnixStream, id: SessionId, node: Arc<Node>) -> Result<(
     debug!(session = id, database = database.name, pid = hello.pid, "opened");
     let result = session.serve(&database).await;
     database.gone(id);
+    session.forget_unfinished(&database);
     result
 }
 
@@ -151,8 +154,9 @@ impl Session {
             page_size: database.page_size,
             node_id: self.node.id(),
             commit_deadline_ms: limits.commit_deadline.as_millis() as u32,
-            max_transaction: limits.max_transaction as u64,
+            max_transaction: limits.max_transaction,
             wal_limit: database.wal_limit(),
+            part_bytes: limits.part_bytes,
         };
         self.send(&welcome).await?;
         while let Some(message) = self.inbox.next().await? {
@@ -163,7 +167,7 @@ impl Session {
                     let response = self.acquire(database, wait).await?;
                     // Only the holder of a lease, of whom each database has one, may send much.
                     if matches!(response, Response::Granted { .. }) {
-                        self.inbox.max = COMMIT_PREFIX + limits.max_transaction;
+                        self.inbox.max = proto::max_message(limits.part_bytes, database.page_size);
                     }
                     self.send(&response).await?;
                 }
@@ -171,9 +175,14 @@ impl Session {
                     let outcome = self.commit(database, token, target, message).await?;
                     self.send(&Response::Outcome(outcome)).await?;
                 }
+                Request::Part { token } => {
+                    let response = self.part(database, token, message).await?;
+                    self.send(&response).await?;
+                }
                 Request::Release { token, linger } => {
                     self.inbox.max = MAX_SMALL;
                     database.release(self.id, token, linger);
+                    self.forget_unfinished(database);
                 }
                 Request::Resolve { base, target, id } => {
                     let outcome = self.resolve(database, base, target, id).await?;
@@ -223,6 +232,9 @@ impl Session {
         }
         let begun = {
             let txn = proto::commit_transaction(&message)?;
+            if matches!(txn.piece(), Piece::Part { .. }) {
+                return Err(SessionError::Order("a Commit with a part that isn't the last"));
+            }
             database
                 .begin_commit(self.id, token, target, &txn)
                 .map(|(head, outcome)| (txn.id(), head, outcome))
@@ -235,7 +247,11 @@ impl Session {
         head.write_over(&mut message);
         let proposal = self.propose(database, id, message.freeze());
         let deadline = self.node.limits().commit_deadline;
-        Ok(self.outcome(database, id, outcome, deadline, proposal).await)
+        let outcome = self.outcome(database, id, outcome, deadline, proposal).await;
+        if matches!(outcome, Outcome::Committed(_)) {
+            self.unfinished = None;
+        }
+        Ok(outcome)
     }
 
     /// Proposes; the outcome comes through the database, except where the entry certainly wasn't appended.

@@ -3,12 +3,12 @@
 use crate::{PATIENCE, assert_locked};
 use quire_tests::hosts::{Host, Program};
 use quire_tests::replicas::{assert_identical, database, steady};
-use quire_vfs::format::transaction::{TxnId, encode_head};
+use quire_vfs::format::transaction::{Before, Piece, TxnId, encode_head, encode_piece};
 use quire_vfs::format::wal::Salts;
 use quire_vfs::format::{FrameNo, PageNo, PageSize};
 use quire_vfs::gate::proto::{
     Hello, MAX_RESPONSE, Outcome, RefusalCode, Request, Response, WalTarget, commit_buffer, finish_commit,
-    message_length,
+    finish_part, message_length,
 };
 use std::io::{Read, Write};
 use std::os::unix::fs::MetadataExt;
@@ -256,6 +256,85 @@ fn whoever_breaks_the_protocol_harms_only_himself() {
     let foreign = names.iter().filter(|name| !name.to_str().unwrap().starts_with("app.db")).count();
     assert_eq!(foreign, 2, "only the marker and the socket: {names:?}");
     assert!(test.cluster.node(1).unwrap().status().is_some());
+    drop(host);
+    assert_identical(&test, "app", &["SELECT count(*) FROM t"]);
+}
+
+/// A piece of a transaction with one page, to be finished as a Part or a Commit.
+fn piece(piece: Piece, page: u32) -> Vec<u8> {
+    let mut message = commit_buffer(8192);
+    encode_piece(&mut message, piece, TxnId([8; 16]), PageSize::DEFAULT, 9, &[PageNo(page)], 0);
+    message.resize(message.len() + PageSize::DEFAULT.bytes(), 0);
+    message
+}
+
+#[test]
+fn parts_that_make_no_transaction_are_refused() {
+    if !Program::Cli.is_here() {
+        return;
+    }
+    let test = steady(1, &[]);
+    let path = database(&test, 1, "app");
+    let directory = path.parent().unwrap();
+    let mut host = Host::open(Program::Cli, &path);
+    host.sql("CREATE TABLE t(a)").unwrap();
+    let target = WalTarget { salts: Salts([1; 8]), frame: FrameNo(1) };
+    let part = |sequence, page, token| finish_part(piece(Piece::Part { sequence }, page), token);
+    let last = |parts, page, token| {
+        let before = Before { parts, pages: parts, fills: 0 };
+        finish_commit(piece(Piece::Last(before), page), token, &target)
+    };
+    let refused = |raw: &mut Raw, message: &[u8], why: &str| {
+        raw.send(message);
+        match raw.receive() {
+            Some(Response::Outcome(Outcome::Refused(said))) => assert!(said.contains(why), "{why}: {said}"),
+            other => panic!("{why}: {other:?}"),
+        }
+    };
+    let taken = |raw: &mut Raw, message: &[u8], n| {
+        raw.send(message);
+        assert_eq!(raw.receive(), Some(Response::Taken { sequence: n }));
+    };
+
+    // In the wrong order, in pieces that don't fit, or without their end.
+    let mut raw = Raw::greeted(directory);
+    let token = raw.acquire();
+    refused(&mut raw, &part(1, 3, token), "the parts before it are void");
+    refused(&mut raw, &last(1, 3, token), "the parts before its last one are void");
+    refused(&mut raw, &part(0, 3, token + 1), "the lease has expired");
+    taken(&mut raw, &part(0, 3, token), 0);
+    refused(&mut raw, &last(2, 5, token), "the parts before its last one are void");
+    refused(&mut raw, &last(1, 3, token), "the parts before its last one are void");
+    refused(&mut raw, &part(1, 3, token), "does not continue");
+    refused(&mut raw, &part(1, 4, token), "void");
+    refused(&mut raw, &last(1, 4, token), "void");
+    taken(&mut raw, &part(0, 3, token), 0);
+    taken(&mut raw, &part(1, 4, token), 1);
+    raw.send(&Request::Release { token, linger: false }.encode());
+    host.sql("INSERT INTO t VALUES (1)").unwrap();
+    let token = raw.acquire();
+    refused(&mut raw, &last(2, 5, token), "void");
+    taken(&mut raw, &part(0, 3, token), 0);
+    drop(raw);
+
+    // What is no part, or more than one.
+    for what in ["a whole transaction as a part", "a part as a commit", "too long a part", "a part too early"]
+    {
+        let mut raw = Raw::greeted(directory);
+        let token = if what == "a part too early" { 1 } else { raw.acquire() };
+        raw.send(&match what {
+            "a whole transaction as a part" => finish_part(piece(Piece::Whole, 1), token),
+            "a part as a commit" => finish_commit(piece(Piece::Part { sequence: 0 }, 1), token, &target),
+            "too long a part" => [&(5u32 << 20).to_le_bytes()[..], &[6]].concat(),
+            _ => part(0, 1, token),
+        });
+        assert_eq!(raw.receive(), None, "{what}");
+        host.sql("INSERT INTO t VALUES (2)").unwrap_or_else(|why| panic!("after {what}: {why}"));
+    }
+    assert_eq!(host.sql("SELECT count(*) FROM t").unwrap(), ["5"]);
+    let is_left = |name: &std::ffi::OsStr| name.to_str().unwrap().contains("-parts-");
+    let gone = |_: &_| std::fs::read_dir(directory).unwrap().all(|e| !is_left(&e.unwrap().file_name()));
+    test.cluster.wait("staged parts to be gone", PATIENCE, gone).unwrap();
     drop(host);
     assert_identical(&test, "app", &["SELECT count(*) FROM t"]);
 }

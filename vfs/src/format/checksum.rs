@@ -85,7 +85,7 @@ impl PageHashes {
         &self.hashes
     }
 
-    /// Hashes a transaction's pages. Pages past `new_len` do not count.
+    /// Hashes a transaction's pages, which come in ascending order. Pages past `new_len` do not count.
     pub fn delta<'a>(new_len: u32, pages: impl IntoIterator<Item = (PageNo, &'a [u8])>) -> HashDelta {
         let pages =
             pages.into_iter().filter(|(no, _)| no.0 <= new_len).map(|(no, data)| (no, page_hash(no, data)));
@@ -98,17 +98,20 @@ impl PageHashes {
         for hash in self.hashes.iter().skip(delta.new_len as usize) {
             sum ^= hash;
         }
+        // Pages by which it grows and that are not written: none, as a rule.
         let mut zero = ZeroPage::new(self.page_size);
-        for page in self.len() + 1..=delta.new_len {
-            sum ^= zero.hash(PageNo(page));
-        }
+        let mut next = self.len() + 1;
         for &(page, hash) in &delta.pages {
-            let old = match self.get(page) {
-                Some(old) => old,
-                None => zero.hash(page),
-            };
-            sum ^= old ^ hash;
+            sum ^= hash;
+            match self.get(page) {
+                Some(old) => sum ^= old,
+                None => {
+                    (next..page.0).for_each(|gap| sum ^= zero.hash(PageNo(gap)));
+                    next = page.0 + 1;
+                }
+            }
         }
+        (next..=delta.new_len).for_each(|gap| sum ^= zero.hash(PageNo(gap)));
         DbChecksum(sum)
     }
 
@@ -120,29 +123,45 @@ impl PageHashes {
         }
         self.hashes.truncate(new_len);
         let mut zero = ZeroPage::new(self.page_size);
-        while self.hashes.len() < new_len {
+        for &(page, hash) in &delta.pages {
+            let at = page.0 as usize - 1;
+            if let Some(slot) = self.hashes.get_mut(at) {
+                self.sum ^= *slot ^ hash;
+                *slot = hash;
+                continue;
+            }
+            self.grow(at, &mut zero);
+            self.sum ^= hash;
+            self.hashes.push(hash);
+        }
+        self.grow(new_len, &mut zero);
+        self.checksum()
+    }
+
+    /// Adds pages of zeros until there are `len`.
+    fn grow(&mut self, len: usize, zero: &mut ZeroPage) {
+        while self.hashes.len() < len {
             let hash = zero.hash(PageNo(self.hashes.len() as u32 + 1));
             self.sum ^= hash;
             self.hashes.push(hash);
         }
-        for &(page, hash) in &delta.pages {
-            if let Some(slot) = self.hashes.get_mut(page.0 as usize - 1) {
-                self.sum ^= *slot ^ hash;
-                *slot = hash;
-            }
-        }
-        self.checksum()
     }
 }
 
 impl HashDelta {
+    /// From hashes that were made before; ascending, and none beyond `new_len`.
+    pub fn from_hashes(new_len: u32, pages: Vec<(PageNo, u64)>) -> HashDelta {
+        debug_assert!(pages.is_sorted_by(|a, b| a.0 < b.0) && pages.last().is_none_or(|p| p.0.0 <= new_len));
+        HashDelta { new_len, pages }
+    }
+
     /// Number of pages in the database after it.
     pub fn new_len(&self) -> u32 {
         self.new_len
     }
 
-    /// The pages that it writes.
-    pub fn pages(&self) -> impl Iterator<Item = PageNo> + '_ {
+    /// The pages that it writes, ascending.
+    pub fn pages(&self) -> impl ExactSizeIterator<Item = PageNo> + '_ {
         self.pages.iter().map(|&(page, _)| page)
     }
 }

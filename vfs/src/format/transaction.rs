@@ -3,17 +3,22 @@
 //!
 //! ```text
 //!   0  u8      version, 1
-//!   1  u8      flags, 0
+//!   1  u8      piece: 0 the whole transaction, 1 a part, 2 the last part
 //!   2  u16     0
 //!   4  u32     page size in bytes
 //!   8  u32     database size in pages after the commit
 //!  12  u32     number of pages, n
 //!  16  u32     number of fills among them
-//!  20  u32     0
+//!  20  u32     whole: 0; part: its sequence, from 0; last part: number of parts before it
 //!  24  [u8;16] transaction id, random
-//!  40  u32 × n page numbers, strictly ascending, each ≤ the database size
+//!  40  u32, u32  last part only: pages in the parts before it, and fills among those
+//!      u32 × n page numbers, strictly ascending, each ≤ the database size
 //!      page × n page images, in the same order
 //! ```
+//!
+//! A *large* transaction travels in pieces, all with the same id and database size: parts with the sequences
+//! 0, 1, 2 …, closed by the last part, which says what must have come before it. The pages ascend across the
+//! pieces, too, so that each occurs once. A transaction that fits into one piece is never cut.
 //!
 //! A *fill* is a page by which the database grew and which SQLite did not write: it is sent as zeros, so
 //! that no node keeps what stood there before. Where SQLite itself wrote the WAL, the fills are what the
@@ -27,6 +32,43 @@ use super::{FormatError, PageNo, PageSize, le32};
 const VERSION: u8 = 1;
 /// Size of the fixed part, in bytes.
 pub const HEADER_SIZE: usize = 40;
+/// Size of the fixed part of a last part.
+pub const LAST_HEADER_SIZE: usize = HEADER_SIZE + 8;
+
+/// What of a transaction the bytes are.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Piece {
+    /// All of it.
+    #[default]
+    Whole,
+    /// A part, with at least one piece after it.
+    Part {
+        /// Number of parts before it.
+        sequence: u32,
+    },
+    /// The last part, which closes the transaction.
+    Last(Before),
+}
+
+/// What comes before the last part.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Before {
+    /// Number of parts, at least 1.
+    pub parts: u32,
+    /// Pages in them, fills included.
+    pub pages: u32,
+    /// How many of those are fills.
+    pub fills: u32,
+}
+
+impl Piece {
+    fn header_size(self) -> usize {
+        match self {
+            Piece::Whole | Piece::Part { .. } => HEADER_SIZE,
+            Piece::Last(_) => LAST_HEADER_SIZE,
+        }
+    }
+}
 
 /// A transaction's identity: random, made by the originating app's VFS.
 #[derive(Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -48,6 +90,7 @@ impl std::fmt::Debug for TxnId {
 #[derive(Clone, Copy)]
 pub struct Transaction<'a> {
     id: TxnId,
+    piece: Piece,
     page_size: PageSize,
     db_size: u32,
     fills: u32,
@@ -61,12 +104,13 @@ impl std::fmt::Debug for Transaction<'_> {
     }
 }
 
-/// Size in bytes of a transaction of `pages` pages.
+/// Size in bytes of a whole transaction of `pages` pages, or of such a part.
 pub fn encoded_size(pages: usize, page_size: PageSize) -> usize {
-    HEADER_SIZE + pages * (4 + page_size.bytes())
+    Piece::Whole.header_size() + pages * (4 + page_size.bytes())
 }
 
-/// Writes the fixed part and the page numbers; the images must follow in the same order.
+/// Writes the fixed part and the page numbers of a whole transaction; the images must follow in the same
+/// order.
 pub fn encode_head(
     out: &mut Vec<u8>,
     id: TxnId,
@@ -75,11 +119,33 @@ pub fn encode_head(
     numbers: &[PageNo],
     fills: u32,
 ) {
-    out.extend_from_slice(&[VERSION, 0, 0, 0]);
-    for word in [page_size.get(), db_size, numbers.len() as u32, fills, 0] {
+    encode_piece(out, Piece::Whole, id, page_size, db_size, numbers, fills);
+}
+
+/// As [`encode_head`], for any piece of a transaction.
+pub fn encode_piece(
+    out: &mut Vec<u8>,
+    piece: Piece,
+    id: TxnId,
+    page_size: PageSize,
+    db_size: u32,
+    numbers: &[PageNo],
+    fills: u32,
+) {
+    let (flag, word) = match piece {
+        Piece::Whole => (0, 0),
+        Piece::Part { sequence } => (1, sequence),
+        Piece::Last(before) => (2, before.parts),
+    };
+    out.extend_from_slice(&[VERSION, flag, 0, 0]);
+    for word in [page_size.get(), db_size, numbers.len() as u32, fills, word] {
         out.extend_from_slice(&word.to_le_bytes());
     }
     out.extend_from_slice(&id.0);
+    if let Piece::Last(before) = piece {
+        out.extend_from_slice(&before.pages.to_le_bytes());
+        out.extend_from_slice(&before.fills.to_le_bytes());
+    }
     for page in numbers {
         out.extend_from_slice(&page.0.to_le_bytes());
     }
@@ -95,8 +161,18 @@ impl<'a> Transaction<'a> {
         if bytes[0] != VERSION {
             return Err(err(0, format!("version {}, this build reads {VERSION}", bytes[0])));
         }
-        if bytes[1..4] != [0; 3] || le32(bytes, 20) != 0 {
-            return Err(err(1, "reserved bytes are not zero".into()));
+        let word = le32(bytes, 20);
+        let piece = match bytes[1] {
+            0 if word == 0 => Piece::Whole,
+            1 => Piece::Part { sequence: word },
+            2 if bytes.len() >= LAST_HEADER_SIZE => {
+                Piece::Last(Before { parts: word, pages: le32(bytes, 40), fills: le32(bytes, 44) })
+            }
+            0 | 2 => return Err(err(20, "the fixed part is too short, or not zero where it must be".into())),
+            kind => return Err(err(1, format!("unknown piece {kind}"))),
+        };
+        if bytes[2..4] != [0; 2] {
+            return Err(err(2, "reserved bytes are not zero".into()));
         }
         let page_size = PageSize::new(le32(bytes, 4))
             .ok_or_else(|| err(4, format!("{} is no page size", le32(bytes, 4))))?;
@@ -107,30 +183,51 @@ impl<'a> Transaction<'a> {
         if count == 0 || count > db_size || fills > count {
             return Err(err(12, format!("{count} pages, {fills} fills, database of {db_size}")));
         }
-        let expected = encoded_size(count as usize, page_size);
-        if bytes.len() != expected {
+        if let Piece::Last(before) = piece {
+            let fits = u64::from(before.pages) + u64::from(count) <= u64::from(db_size);
+            let is_sound = before.parts > 0 && before.pages >= before.parts && before.fills <= before.pages;
+            if !fits || !is_sound {
+                return Err(err(40, format!("{before:?}, then {count} pages, database of {db_size}")));
+            }
+        }
+        let header = piece.header_size();
+        let expected = u64::from(count) * (4 + u64::from(page_size.get())) + header as u64;
+        if bytes.len() as u64 != expected {
             return Err(err(12, format!("{} bytes for {count} pages, expected {expected}", bytes.len())));
         }
         let mut id = [0; 16];
         id.copy_from_slice(&bytes[24..40]);
-        let (numbers, images) = bytes[HEADER_SIZE..].split_at(4 * count as usize);
+        let (numbers, images) = bytes[header..].split_at(4 * count as usize);
         let mut last = 0;
         for (i, chunk) in numbers.chunks_exact(4).enumerate() {
             let page = le32(chunk, 0);
             if page <= last || page > db_size {
                 return Err(err(
-                    HEADER_SIZE + 4 * i,
+                    header + 4 * i,
                     format!("page {page} after page {last}, database of {db_size}"),
                 ));
             }
             last = page;
         }
-        Ok(Transaction { id: TxnId(id), page_size, db_size, fills, numbers, images })
+        Ok(Transaction { id: TxnId(id), piece, page_size, db_size, fills, numbers, images })
     }
 
     /// The transaction's id.
     pub fn id(&self) -> TxnId {
         self.id
+    }
+
+    /// What of the transaction this is.
+    pub fn piece(&self) -> Piece {
+        self.piece
+    }
+
+    /// What comes before this; nothing, if it is a whole transaction.
+    pub fn before(&self) -> Before {
+        match self.piece {
+            Piece::Last(before) => before,
+            Piece::Whole | Piece::Part { .. } => Before::default(),
+        }
     }
 
     /// The database's page size.
@@ -159,6 +256,17 @@ impl<'a> Transaction<'a> {
         numbers.zip(self.images.chunks_exact(self.page_size.bytes()))
     }
 
+    /// The first and the last page.
+    pub fn bounds(&self) -> (PageNo, PageNo) {
+        let end = self.numbers.len();
+        (PageNo(le32(self.numbers, 0)), PageNo(le32(self.numbers, end - 4)))
+    }
+
+    /// All page images, one after the other.
+    pub fn images(&self) -> &'a [u8] {
+        self.images
+    }
+
     /// The pages by which the database grew beyond `old_size` and which are all zeros: a superset of the
     /// fills, equal in effect.
     pub fn fills(&self, old_size: u32) -> impl Iterator<Item = (PageNo, &'a [u8])> + use<'a> {
@@ -178,6 +286,48 @@ mod tests {
         encode_head(&mut out, id, size, db_size, &numbers, 0);
         pages.iter().for_each(|&(_, fill)| out.extend(std::iter::repeat_n(fill, size.bytes())));
         out
+    }
+
+    fn encode_as(piece: Piece, db_size: u32, numbers: &[u32]) -> Vec<u8> {
+        let size = PageSize::new(512).unwrap();
+        let numbers: Vec<_> = numbers.iter().map(|&no| PageNo(no)).collect();
+        let mut out = vec![];
+        encode_piece(&mut out, piece, TxnId([3; 16]), size, db_size, &numbers, 1);
+        out.resize(out.len() + numbers.len() * size.bytes(), 5);
+        out
+    }
+
+    #[test]
+    fn pieces_round_trip_and_what_cannot_be_is_refused() {
+        let before = Before { parts: 2, pages: 3, fills: 1 };
+        for piece in
+            [Piece::Whole, Piece::Part { sequence: 0 }, Piece::Part { sequence: 9 }, Piece::Last(before)]
+        {
+            let bytes = encode_as(piece, 9, &[4, 7]);
+            let txn = Transaction::decode(&bytes).unwrap();
+            assert_eq!((txn.piece(), txn.fill_count(), txn.page_count()), (piece, 1, 2));
+            assert_eq!(txn.bounds(), (PageNo(4), PageNo(7)));
+            assert_eq!(txn.images(), [5; 1024]);
+            assert_eq!(
+                txn.pages().map(|(no, data)| (no.0, data.len())).collect::<Vec<_>>(),
+                [(4, 512), (7, 512)]
+            );
+            for cut in 0..bytes.len() {
+                assert!(Transaction::decode(&bytes[..cut]).is_err(), "{piece:?} cut at {cut}");
+            }
+        }
+        for wrong in [
+            Before { parts: 0, ..before },
+            Before { parts: 4, ..before },
+            Before { fills: 4, ..before },
+            Before { pages: 8, ..before },
+            Before { pages: u32::MAX, ..before },
+        ] {
+            assert!(Transaction::decode(&encode_as(Piece::Last(wrong), 9, &[4, 7])).is_err(), "{wrong:?}");
+        }
+        let mut unknown = encode_as(Piece::Whole, 9, &[4]);
+        unknown[1] = 3;
+        assert!(Transaction::decode(&unknown).is_err());
     }
 
     proptest! {

@@ -224,6 +224,14 @@ impl SocketGate {
         }
     }
 
+    /// The lease went with the connection under which it was granted.
+    fn still_connected(&self) -> Result<(), String> {
+        match &self.wire {
+            Some(_) if self.pid == std::process::id() => Ok(()),
+            _ => Err("the connection to the node was lost during the transaction".into()),
+        }
+    }
+
     fn protocol(&mut self, reason: String) -> ClientError {
         self.wire = None;
         ClientError::Protocol { path: self.socket.clone(), reason }
@@ -251,8 +259,10 @@ fn exchange(wire: &Wire, socket: &Path, message: &[u8], deadline: Instant) -> Re
     let io = |error| ClientError::Io { path: socket.to_owned(), error };
     let protocol = |reason: String| ClientError::Protocol { path: socket.to_owned(), reason };
     wire.send(message, deadline).map_err(io)?;
-    if message[4] == 3 {
-        fault::point("commit.sent");
+    match message[4] {
+        3 => fault::point("commit.sent"),
+        6 => fault::point("part.sent"),
+        _ => {}
     }
     let mut prefix = [0; 4];
     wire.recv(&mut prefix, deadline).map_err(io)?;
@@ -267,10 +277,24 @@ fn greet(socket: &Path, hello: &Hello, deadline: Instant) -> Result<(Wire, Datab
         .map_err(|error| ClientError::Connect { path: socket.to_owned(), error })?;
     let answer = exchange(&wire, socket, &Request::Hello(hello.clone()).encode(), deadline)?;
     match answer {
-        Response::Welcome { page_size, node_id, commit_deadline_ms, max_transaction, wal_limit } => {
-            let commit_deadline = Duration::from_millis(commit_deadline_ms.into());
-            let name = hello.name.clone();
-            Ok((wire, DatabaseInfo { name, node_id, page_size, commit_deadline, max_transaction, wal_limit }))
+        Response::Welcome {
+            page_size,
+            node_id,
+            commit_deadline_ms,
+            max_transaction,
+            wal_limit,
+            part_bytes,
+        } => {
+            let info = DatabaseInfo {
+                name: hello.name.clone(),
+                node_id,
+                page_size,
+                commit_deadline: Duration::from_millis(commit_deadline_ms.into()),
+                max_transaction,
+                part_bytes,
+                wal_limit,
+            };
+            Ok((wire, info))
         }
         Response::Refused(refusal) => Err(refusal.into()),
         other => {
@@ -292,10 +316,24 @@ impl Gate for SocketGate {
         })
     }
 
+    fn part(&mut self, grant: &Grant, message: Vec<u8>) -> Result<(), String> {
+        self.still_connected()?;
+        // Each part has the deadline of a commit, so that a large transaction takes as long as it makes progress.
+        let deadline = Instant::now() + self.info.commit_deadline + GRACE;
+        let message = proto::finish_part(message, grant.token);
+        match self.ask(&message, deadline) {
+            Ok(Response::Taken { .. }) => Ok(()),
+            Ok(Response::Outcome(Outcome::Refused(why) | Outcome::Unknown(why))) => Err(why),
+            Ok(other) => Err(self.protocol(format!("{other:?} in answer to Part")).to_string()),
+            // Whether this part is in the log or not: without the Commit that closes it, it has no effect.
+            Err(error) => Err(error.to_string()),
+        }
+    }
+
     fn commit(&mut self, grant: &Grant, id: TxnId, target: WalTarget, message: Vec<u8>) -> Outcome {
         let deadline = Instant::now() + self.info.commit_deadline;
-        if self.wire.is_none() || self.pid != std::process::id() {
-            return Outcome::Refused("the connection to the node was lost during the transaction".into());
+        if let Err(why) = self.still_connected() {
+            return Outcome::Refused(why);
         }
         let message = proto::finish_commit(message, grant.token, &target);
         // The node answers "unknown" at its own deadline; leave it the time to say so.

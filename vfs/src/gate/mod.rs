@@ -26,8 +26,10 @@ pub struct DatabaseInfo {
     pub page_size: PageSize,
     /// How long a commit may wait for its outcome.
     pub commit_deadline: Duration,
-    /// The largest transaction that the node takes, in bytes as encoded.
+    /// The largest transaction that the node takes, in bytes of pages.
     pub max_transaction: u64,
+    /// Bytes of pages that one message may have.
+    pub part_bytes: u32,
     /// Bytes of pages in the WAL from which on it should start anew.
     pub wal_limit: u64,
 }
@@ -51,7 +53,11 @@ pub trait Gate: Send {
     /// Asks for the right to write, and waits a short while for it.
     fn acquire(&mut self) -> Result<Grant, Refusal>;
 
-    /// Proposes a transaction, encoded behind [`proto::COMMIT_PREFIX`] bytes of room, and waits for its
+    /// Sends a part of a large transaction, encoded behind [`proto::COMMIT_PREFIX`] bytes of room, and waits
+    /// until it is in the log. An error is a definite refusal of the whole transaction.
+    fn part(&mut self, grant: &Grant, message: Vec<u8>) -> Result<(), String>;
+
+    /// Proposes a transaction, or the last part of one, encoded behind [`proto::COMMIT_PREFIX`] bytes of room, and waits for its
     /// outcome.
     fn commit(&mut self, grant: &Grant, id: TxnId, target: WalTarget, message: Vec<u8>) -> Outcome;
 

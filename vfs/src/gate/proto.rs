@@ -1,4 +1,4 @@
-//! The gate's protocol, version 1: messages between an app's VFS and its node over a unix stream socket.
+//! The gate's protocol, version 2: messages between an app's VFS and its node over a unix stream socket.
 //! Little-endian. Each message is a `u32` length and that many bytes, the first of which is its kind.
 //! A string is a `u16` length and UTF-8.
 //!
@@ -10,29 +10,39 @@
 //!   3 Commit   u8 kind, 7 × 0, u64 token, [u8;8] salts, u32 frame, 20 × 0, transaction
 //!   4 Release  u8 kind, u8 flags (1 linger), 6 × 0, u64 token
 //!   5 Resolve  u8 kind, 7 × 0, u64 base, [u8;8] salts, u32 frame, [u8;16] transaction id
+//!   6 Part     u8 kind, 7 × 0, u64 token, 32 × 0, a part of a transaction
 //! node → app
 //!   1 Welcome  u8 kind, 0, u16 version, u32 page size, u64 node id, u32 commit deadline in ms, u64 max
-//!              transaction in bytes, u64 WAL limit in bytes
+//!              transaction in bytes, u64 WAL limit in bytes, u32 bytes of pages in one message
 //!   2 Refused  u8 kind, u8 code, string message
 //!   3 Granted  u8 kind, 3 × 0, u32 pages, u64 token, u64 base
 //!   4 Outcome  u8 kind, u8 (0 committed, 1 refused, 2 unknown), 6 × 0, u64 index, string message
+//!   5 Taken    u8 kind, 3 × 0, u32 sequence
 //! ```
 //!
 //! Hello comes first and is answered by Welcome or Refused. Acquire is answered by Granted or Refused;
-//! Commit and Resolve by Outcome; Release by nothing. An app whose connection broke while it waited for an
+//! Commit and Resolve by Outcome; Part by Taken, or by a refusing Outcome; Release by nothing.
+//!
+//! A transaction with more pages than one message may have is sent as Parts, each of which is in the log
+//! before it is answered, and a Commit with the last part. Without that Commit nothing of it ever takes
+//! effect, so whatever goes wrong with a Part is a definite refusal.
+//!
+//! An app whose connection broke while it waited for an
 //! Outcome connects again, says Hello and then Resolve. The node closes a connection that sends anything
-//! else. A Commit's fixed part is as long as a log entry's, so that the node can make the one into the
-//! other where it stands.
+//! else. The fixed part of Commit and Part is as long as a log entry's, so that the node can make the one
+//! into the other where it stands.
 
-use crate::format::transaction::{Transaction, TxnId};
+use crate::format::transaction::{LAST_HEADER_SIZE, Transaction, TxnId};
 use crate::format::wal::Salts;
 use crate::format::{FormatError, FrameNo, PageSize, le32};
 
 /// The version that this build speaks.
-pub const VERSION: u16 = 1;
-/// Bytes before the transaction in a Commit message.
+pub const VERSION: u16 = 2;
+/// Bytes before the transaction in a Commit or Part message.
 pub const COMMIT_PREFIX: usize = 48;
-/// The longest message that is not a Commit, in bytes.
+/// Bytes of pages in one message, unless a node is told otherwise.
+pub const PART_BYTES: u32 = 4 << 20;
+/// The longest message that is neither a Commit nor a Part, in bytes.
 pub const MAX_SMALL: usize = 4096;
 /// The longest message that a node sends.
 pub const MAX_RESPONSE: usize = MAX_SMALL;
@@ -140,6 +150,11 @@ pub enum Request {
         /// Where the app's SQLite has written it.
         target: WalTarget,
     },
+    /// See the module's head; the part begins at [`COMMIT_PREFIX`].
+    Part {
+        /// The grant under which it was written.
+        token: u64,
+    },
     /// See the module's head.
     Release {
         /// The grant that ends.
@@ -173,6 +188,8 @@ pub enum Response {
         max_transaction: u64,
         /// Bytes of pages from which on the WAL should start anew.
         wal_limit: u64,
+        /// Bytes of pages that one message may have; see [`part_pages`].
+        part_bytes: u32,
     },
     /// See the module's head.
     Refused(Refusal),
@@ -187,6 +204,11 @@ pub enum Response {
     },
     /// See the module's head.
     Outcome(Outcome),
+    /// See the module's head.
+    Taken {
+        /// Of the part that is in the log.
+        sequence: u32,
+    },
 }
 
 struct Reader<'a> {
@@ -275,7 +297,8 @@ fn frame(mut out: Vec<u8>) -> Vec<u8> {
     out
 }
 
-/// Room at the head of a Commit's buffer: length and fixed part, filled in by [`finish_commit`].
+/// Room at the head of the buffer of a Commit or Part: length and fixed part, filled in by [`finish_commit`]
+/// or [`finish_part`].
 pub fn commit_buffer(capacity: usize) -> Vec<u8> {
     let mut out = Vec::with_capacity(4 + COMMIT_PREFIX + capacity);
     out.resize(4 + COMMIT_PREFIX, 0);
@@ -291,8 +314,26 @@ pub fn finish_commit(mut buffer: Vec<u8>, token: u64, target: &WalTarget) -> Vec
     frame(buffer)
 }
 
+/// Completes a buffer from [`commit_buffer`] behind which a part of a transaction was encoded.
+pub fn finish_part(mut buffer: Vec<u8>, token: u64) -> Vec<u8> {
+    buffer[4] = 6;
+    buffer[12..20].copy_from_slice(&token.to_le_bytes());
+    frame(buffer)
+}
+
+/// How many pages one message may have: at least one.
+pub fn part_pages(part_bytes: u32, page_size: PageSize) -> usize {
+    (part_bytes as usize / page_size.bytes()).max(1)
+}
+
+/// Length of the longest Commit or Part.
+pub fn max_message(part_bytes: u32, page_size: PageSize) -> usize {
+    COMMIT_PREFIX + LAST_HEADER_SIZE + part_pages(part_bytes, page_size) * (4 + page_size.bytes())
+}
+
 impl Request {
-    /// The message with its length, ready to send. A Commit is made by [`finish_commit`].
+    /// The message with its length, ready to send. A Commit is made by [`finish_commit`], a Part by
+    /// [`finish_part`].
     pub fn encode(&self) -> Vec<u8> {
         let mut out = vec![0; 4];
         match self {
@@ -313,6 +354,7 @@ impl Request {
             Request::Commit { token, target } => {
                 return finish_commit(commit_buffer(0), *token, target);
             }
+            Request::Part { token } => return finish_part(commit_buffer(0), *token),
             Request::Release { token, linger } => {
                 out.extend_from_slice(&[4, u8::from(*linger), 0, 0, 0, 0, 0, 0]);
                 out.extend_from_slice(&token.to_le_bytes());
@@ -327,8 +369,8 @@ impl Request {
         frame(out)
     }
 
-    /// Reads a message without its length. A Commit's transaction is checked by [`Transaction::decode`]
-    /// on the bytes from [`COMMIT_PREFIX`] on.
+    /// Reads a message without its length. The transaction of a Commit or Part is checked by
+    /// [`Transaction::decode`] on the bytes from [`COMMIT_PREFIX`] on.
     pub fn decode(bytes: &[u8]) -> Result<Request, FormatError> {
         let mut r = Reader { what: "gate request", bytes, at: 0 };
         let request = match r.u8()? {
@@ -371,6 +413,12 @@ impl Request {
                 let (base, target) = (r.u64()?, r.target()?);
                 Request::Resolve { base, target, id: TxnId(r.array()?) }
             }
+            6 => {
+                r.zeros(7)?;
+                let token = r.u64()?;
+                r.zeros(COMMIT_PREFIX - 16)?;
+                return Ok(Request::Part { token });
+            }
             kind => return Err(r.err(format!("unknown kind {kind}"))),
         };
         r.end()?;
@@ -383,7 +431,14 @@ impl Response {
     pub fn encode(&self) -> Vec<u8> {
         let mut out = vec![0; 4];
         match self {
-            Response::Welcome { page_size, node_id, commit_deadline_ms, max_transaction, wal_limit } => {
+            Response::Welcome {
+                page_size,
+                node_id,
+                commit_deadline_ms,
+                max_transaction,
+                wal_limit,
+                part_bytes,
+            } => {
                 out.extend_from_slice(&[1, 0]);
                 out.extend_from_slice(&VERSION.to_le_bytes());
                 out.extend_from_slice(&page_size.get().to_le_bytes());
@@ -391,6 +446,7 @@ impl Response {
                 out.extend_from_slice(&commit_deadline_ms.to_le_bytes());
                 out.extend_from_slice(&max_transaction.to_le_bytes());
                 out.extend_from_slice(&wal_limit.to_le_bytes());
+                out.extend_from_slice(&part_bytes.to_le_bytes());
             }
             Response::Refused(refusal) => {
                 out.extend_from_slice(&[2, refusal.code as u8]);
@@ -412,6 +468,10 @@ impl Response {
                 out.extend_from_slice(&index.to_le_bytes());
                 put_string(&mut out, message);
             }
+            Response::Taken { sequence } => {
+                out.extend_from_slice(&[5, 0, 0, 0]);
+                out.extend_from_slice(&sequence.to_le_bytes());
+            }
         }
         frame(out)
     }
@@ -424,14 +484,24 @@ impl Response {
                 r.zeros(1)?;
                 let version = r.u16()?;
                 if version != VERSION {
-                    return Err(r.err(format!("the node speaks gate protocol {version}, this VFS {VERSION}")));
+                    return Err(r.err(format!(
+                        "the node speaks gate protocol {version}, this VFS {VERSION}: use the libquire_vfs that \
+                         came with the node"
+                    )));
                 }
                 let size = r.u32()?;
                 let page_size =
                     PageSize::new(size).ok_or_else(|| r.err(format!("{size} is no page size")))?;
                 let (node_id, commit_deadline_ms) = (r.u64()?, r.u32()?);
-                let (max_transaction, wal_limit) = (r.u64()?, r.u64()?);
-                Response::Welcome { page_size, node_id, commit_deadline_ms, max_transaction, wal_limit }
+                let (max_transaction, wal_limit, part_bytes) = (r.u64()?, r.u64()?, r.u32()?);
+                Response::Welcome {
+                    page_size,
+                    node_id,
+                    commit_deadline_ms,
+                    max_transaction,
+                    wal_limit,
+                    part_bytes,
+                }
             }
             2 => {
                 let code = r.u8()?;
@@ -456,6 +526,10 @@ impl Response {
                     n => return Err(r.err(format!("unknown outcome {n}"))),
                 })
             }
+            5 => {
+                r.zeros(3)?;
+                Response::Taken { sequence: r.u32()? }
+            }
             kind => return Err(r.err(format!("unknown kind {kind}"))),
         };
         r.end()?;
@@ -463,7 +537,7 @@ impl Response {
     }
 }
 
-/// The transaction inside a Commit message that [`Request::decode`] accepted.
+/// The transaction, or the piece of one, inside a Commit or Part message that [`Request::decode`] accepted.
 pub fn commit_transaction(message: &[u8]) -> Result<Transaction<'_>, FormatError> {
     Transaction::decode(message.get(COMMIT_PREFIX..).unwrap_or_default())
 }
@@ -496,6 +570,7 @@ mod tests {
             ),
             any::<u32>().prop_map(|wait_ms| Request::Acquire { wait_ms }),
             (any::<u64>(), target()).prop_map(|(token, target)| Request::Commit { token, target }),
+            any::<u64>().prop_map(|token| Request::Part { token }),
             (any::<u64>(), any::<bool>()).prop_map(|(token, linger)| Request::Release { token, linger }),
             (any::<u64>(), target(), any::<[u8; 16]>()).prop_map(|(base, target, id)| Request::Resolve {
                 base,
@@ -507,12 +582,20 @@ mod tests {
 
     fn response() -> impl Strategy<Value = Response> {
         prop_oneof![
-            (any::<(u64, u32, u64, u64)>()).prop_map(
-                |(node_id, commit_deadline_ms, max_transaction, wal_limit)| {
+            (any::<(u64, u32, u64, u64, u32)>()).prop_map(
+                |(node_id, commit_deadline_ms, max_transaction, wal_limit, part_bytes)| {
                     let page_size = PageSize::DEFAULT;
-                    Response::Welcome { page_size, node_id, commit_deadline_ms, max_transaction, wal_limit }
+                    Response::Welcome {
+                        page_size,
+                        node_id,
+                        commit_deadline_ms,
+                        max_transaction,
+                        wal_limit,
+                        part_bytes,
+                    }
                 }
             ),
+            any::<u32>().prop_map(|sequence| Response::Taken { sequence }),
             (0usize..7, ".{0,80}").prop_map(|(c, m)| Response::Refused(Refusal::new(RefusalCode::ALL[c], m))),
             (any::<u64>(), any::<u64>(), any::<u32>()).prop_map(|(token, base, pages)| Response::Granted {
                 token,
@@ -550,6 +633,36 @@ mod tests {
             let _ = Request::decode(&bytes);
             let _ = Response::decode(&bytes);
         }
+    }
+
+    /// The greeting is where versions meet: neither side may take the other's for something else.
+    #[test]
+    fn another_version_is_refused_by_both_sides_and_says_what_to_do() {
+        let hello = Hello {
+            create: true,
+            read_only: false,
+            pid: 1,
+            page_size: None,
+            directory: (1, 2),
+            name: "app".into(),
+        };
+        let welcome = Response::Welcome {
+            page_size: PageSize::DEFAULT,
+            node_id: 1,
+            commit_deadline_ms: 1,
+            max_transaction: 1,
+            wal_limit: 1,
+            part_bytes: 1,
+        };
+        let (mut hello, mut welcome) = (Request::Hello(hello).encode(), welcome.encode());
+        for message in [&mut hello, &mut welcome] {
+            message[6..8].copy_from_slice(&1u16.to_le_bytes());
+        }
+        let why = Request::decode(body(&hello)).unwrap_err().to_string();
+        assert!(why.contains("gate protocol 1, this node 2: use the libquire_vfs"), "{why}");
+        // A node of version 1 says less in its Welcome.
+        let why = Response::decode(&body(&welcome)[..36]).unwrap_err().to_string();
+        assert!(why.contains("gate protocol 1, this VFS 2: use the libquire_vfs"), "{why}");
     }
 
     #[test]

@@ -3,13 +3,12 @@
 
 use super::ffi::*;
 use super::host::HostFile;
+use super::pages::{Failure, Pages};
 use crate::capture::{Action, Capture, Commit};
 use crate::fault;
-use crate::format::transaction::{self, TxnId};
-use crate::format::wal::{self, FRAME_HEADER_SIZE};
+use crate::format::transaction::TxnId;
 use crate::format::wal_index::{self, Region};
-use crate::format::{PageNo, PageSize};
-use crate::gate::proto::{Outcome, RefusalCode, WalTarget, commit_buffer};
+use crate::gate::proto::{Outcome, RefusalCode, WalTarget};
 use crate::gate::{Gate, Grant};
 use std::ffi::{CString, c_int};
 use std::time::{Duration, Instant};
@@ -252,19 +251,44 @@ impl Connection {
         Verdict::Answer(SQLITE_IOERR_WRITE)
     }
 
+    fn not_proposed(&self, name: &str, (code, why): &Failure) -> c_int {
+        self.log(*code, &format!("commit to {name} not proposed: {why}"));
+        *code
+    }
+
     fn commit(&mut self, wal: HostFile, commit: &Commit) -> c_int {
         let Some(writer) = &mut self.writer else { return SQLITE_IOERR_WRITE };
         fault::point("commit.begin");
         let info = self.gate.info();
         let name = info.name.clone();
-        let (id, message) =
-            match encode(wal, info.page_size, info.max_transaction, writer.grant.pages, commit) {
-                Ok(encoded) => encoded,
-                Err((code, why)) => {
-                    self.log(code, &format!("commit to {name} not proposed: {why}"));
-                    return code;
-                }
+        let mut id = TxnId::default();
+        let pages = getrandom::fill(&mut id.0)
+            .map_err(|error| (SQLITE_IOERR, format!("no random bytes: {error}")))
+            .and_then(|()| Pages::gather(id, info, writer.grant.pages, commit));
+        let pages = match pages {
+            Ok(pages) => pages,
+            Err(failure) => return self.not_proposed(&name, &failure),
+        };
+        // What doesn't fit into one message goes before the commit, part by part.
+        let parts = pages.parts();
+        for n in 0..parts {
+            let message = match pages.encode(n, |out, offset| wal.read(out, offset)) {
+                Ok(message) => message,
+                Err(failure) => return self.not_proposed(&name, &failure),
             };
+            if let Err(why) = self.gate.part(&writer.grant, message) {
+                self.log(
+                    SQLITE_IOERR_WRITE,
+                    &format!("transaction {id} on {name} refused at part {n} of {parts}: {why}"),
+                );
+                return SQLITE_IOERR_WRITE;
+            }
+            fault::point("part.taken");
+        }
+        let message = match pages.encode(parts, |out, offset| wal.read(out, offset)) {
+            Ok(message) => message,
+            Err(failure) => return self.not_proposed(&name, &failure),
+        };
         let target = WalTarget { salts: commit.salts, frame: commit.frame };
         match self.gate.commit(&writer.grant, id, target, message) {
             Outcome::Committed(_) => {
@@ -287,55 +311,6 @@ impl Connection {
             }
         }
     }
-}
-
-/// Reads the transaction's pages back from the WAL and lays them out for the node.
-fn encode(
-    wal: HostFile,
-    page_size: PageSize,
-    limit: u64,
-    old_size: u32,
-    commit: &Commit,
-) -> Result<(TxnId, Vec<u8>), (c_int, String)> {
-    let mut sources: Vec<(PageNo, Option<u64>)> = Vec::with_capacity(commit.pages.len());
-    let grown = commit.db_size.saturating_sub(old_size) as usize;
-    let size = transaction::encoded_size(commit.pages.len().max(grown), page_size) as u64;
-    if size > limit {
-        let why =
-            format!("its pages take {size} bytes, the node takes at most {limit}; split the transaction");
-        return Err((SQLITE_FULL, why));
-    }
-    for &(page, frame) in &commit.pages {
-        sources.push((page, Some(wal::frame_offset(frame, page_size) + FRAME_HEADER_SIZE as u64)));
-    }
-    let written = sources.len();
-    for page in (old_size + 1..=commit.db_size).map(PageNo) {
-        let is_written = commit.pages.binary_search_by_key(&page, |&(page, _)| page).is_ok();
-        if !is_written && page != page_size.lock_page() {
-            sources.push((page, None));
-        }
-    }
-    let fills = (sources.len() - written) as u32;
-    if fills > 0 {
-        sources.sort_unstable_by_key(|&(page, _)| page);
-    }
-
-    let mut id = TxnId::default();
-    getrandom::fill(&mut id.0).map_err(|error| (SQLITE_IOERR, format!("no random bytes: {error}")))?;
-    let numbers: Vec<_> = sources.iter().map(|&(page, _)| page).collect();
-    let mut message = commit_buffer(transaction::encoded_size(numbers.len(), page_size));
-    transaction::encode_head(&mut message, id, page_size, commit.db_size, &numbers, fills);
-    for (page, source) in sources {
-        let start = message.len();
-        message.resize(start + page_size.bytes(), 0);
-        if let Some(offset) = source {
-            match wal.read(&mut message[start..], offset) {
-                SQLITE_OK => {}
-                code => return Err((code, format!("can't read page {page} back from the WAL"))),
-            }
-        }
-    }
-    Ok((id, message))
 }
 
 /// A line in the host's error log.

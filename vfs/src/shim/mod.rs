@@ -7,6 +7,7 @@
 //! | [`vfs`] | the VFS object: which opens are ours |
 //! | [`mod@file`] | the trampolines of an open main file and of its WAL |
 //! | [`connection`] | what the trampolines decide, in safe code |
+//! | `pages` | a transaction's pages, read back from the WAL piece by piece |
 //! | [`host`] | safe access to a file of the host's VFS |
 //! | [`extension`] | the entry points of the loadable extension |
 
@@ -15,4 +16,5 @@ pub mod extension;
 pub mod ffi;
 pub mod file;
 pub mod host;
+mod pages;
 pub mod vfs;
