@@ -17,7 +17,7 @@ pub struct Cli {
         long,
         global = true,
         env = "QUIRE_LOG",
-        default_value = "info,openraft=warn,openraft::core::heartbeat=error",
+        default_value = "info,openraft=error",
         value_name = "FILTER"
     )]
     pub log: String,

@@ -321,7 +321,7 @@ pub async fn ask_address(
 /// Joins the cluster of any of `addresses`; tries until it is taken in or refused.
 ///
 /// It is taken in as soon as a leader sends it anything. From then on it must not ask to join: it may have been
-/// removed meanwhile, and would come back by itself. What is left to do, [`members::keep`] does.
+/// removed meanwhile, and would come back by itself. What is left to do, `members::keep` does.
 pub async fn join_cluster(node: &Arc<Node>, addresses: &[String], voter: bool) -> Result<(), String> {
     let me = node.peer().clone();
     let request =

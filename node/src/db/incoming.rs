@@ -16,6 +16,7 @@
 //! that entry; so the records lead both from there and from the durable state before it to the new state.
 
 use super::DbError;
+use super::side_file::{u32_at, u64_at};
 use crate::command::DbId;
 use memmap2::Mmap;
 use quire_raft::LogPosition;
@@ -90,14 +91,6 @@ fn record_crc(page: PageNo, image: &[u8]) -> u32 {
     crc.update(&page.0.to_le_bytes());
     crc.update(image);
     crc.finalize()
-}
-
-fn u32_at(bytes: &[u8], at: usize) -> u32 {
-    bytes.get(at..).and_then(|b| b.first_chunk::<4>()).map_or(0, |b| u32::from_le_bytes(*b))
-}
-
-fn u64_at(bytes: &[u8], at: usize) -> u64 {
-    bytes.get(at..).and_then(|b| b.first_chunk::<8>()).map_or(0, |b| u64::from_le_bytes(*b))
 }
 
 fn encode_header(id: DbId, page_size: PageSize, seal: u64) -> [u8; HEADER_SIZE] {

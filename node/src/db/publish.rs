@@ -6,7 +6,7 @@
 //! the applier completes its work.
 //!
 //! The common case, one app that waits for its own transaction, needs no thread but the caller's:
-//! [`Database::take`] tells the app, and [`Database::see_published`], when the app has let go of the gate
+//! [`Database::take`] tells the app, and `Database::see_published`, when the app has let go of the gate
 //! lock, sees that it was published. Neither waits for anything. Where something is in the way (entries that
 //! came before, the gate lock, the files in use by a checkpoint), the worker does the same work and waits.
 

@@ -7,6 +7,7 @@ use super::view::View;
 use quire_vfs::format::PageNo;
 use quire_vfs::format::checksum::{PageHashes, page_hash};
 use quire_vfs::holder::Holder;
+use std::io;
 use std::sync::Arc;
 use tracing::{debug, warn};
 
@@ -26,7 +27,8 @@ impl Database {
             Err(error) => return Err(error),
         };
         if !view.consistent {
-            return Ok(None);
+            let busy = io::Error::from(io::ErrorKind::ResourceBusy);
+            return Err(DbError::io(self.path(), "scrubbing it while the log is read again")(busy));
         }
         let last = from.0.saturating_add(count - 1).min(view.pages);
         let mut page = vec![0; self.page_size.bytes()];

@@ -248,7 +248,7 @@ impl Flight {
 }
 
 /// Pause after a stream that could not be opened.
-const RETRY_PAUSE: Duration = Duration::from_millis(20);
+const RETRY_PAUSE: Duration = Duration::from_millis(100);
 
 /// How long news of a commit alone waits for an append to travel with.
 const COMMIT_NEWS: Duration = Duration::from_millis(1);
