@@ -99,7 +99,9 @@ fn a_large_transaction_is_one_for_everybody() {
     if !have_app() {
         return;
     }
-    let scene = Scene::start(&["--heartbeat-ms", "200", "--election-timeout-ms", "3000"]);
+    // The log is kept, to be looked at in the end.
+    let steady = ["--heartbeat-ms", "200", "--election-timeout-ms", "3000", "--log-retain-mib", "4096"];
+    let scene = Scene::start(&steady);
     let leader = scene.leader();
     let mut app = scene.app(leader);
     app.rows(TABLE).unwrap();

@@ -123,11 +123,14 @@ fn what_was_purged_comes_as_a_snapshot() {
     fill(&writer, 10);
     test.cluster.wait_applied(NAME, PATIENCE).unwrap();
 
+    let began = std::time::Instant::now();
+    let step = |what: &str| println!("{:.1} s: {what}", began.elapsed().as_secs_f64());
     // A member that was away, and dies at each step of getting what it missed.
     let away = others[0];
     let last = raft(&test, away, "last_log_index");
     test.cluster.kill(away).unwrap();
     outrun(&test, &writer, last);
+    step("purged what it lacks");
     writer.execute("DELETE FROM t WHERE id % 5 = 0", []).unwrap();
     writer.execute("UPDATE total SET n = (SELECT count(*) FROM t)", []).unwrap();
     for fault in ["transfer.staged:2", "install.prepared", "install.published", "install.stored"] {
@@ -135,6 +138,7 @@ fn what_was_purged_comes_as_a_snapshot() {
         test.cluster.start_node(away).unwrap();
         let status = test.cluster.wait_exit(away, PATIENCE).unwrap();
         assert!(was_killed(status), "{fault}: {status}\n{}", test.cluster.logs(20));
+        step(fault);
         fill(&writer, 2);
     }
     test.cluster.node_mut(away).unwrap().env.clear();
@@ -150,6 +154,7 @@ fn what_was_purged_comes_as_a_snapshot() {
     let said = log(&test, away);
     assert!(said.contains("resumed=") && said.contains("completing a state of another node"), "{said}");
 
+    step("identical");
     // A new member, which never saw those entries.
     let new = test.cluster.add().unwrap();
     test.cluster.node_mut(new).unwrap().flags = test.cluster.node(away).unwrap().flags.clone();
@@ -162,6 +167,7 @@ fn what_was_purged_comes_as_a_snapshot() {
         .unwrap();
     assert_identical(&test, NAME, QUERIES);
 
+    step("a new member");
     // And all of it survives that all restart.
     drop(writer);
     for node in 1..=4 {
