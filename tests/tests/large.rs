@@ -114,7 +114,7 @@ fn a_large_transaction_is_one_for_everybody() {
     scene.test.cluster.wait_applied(DATABASE, PATIENCE).unwrap();
 
     // Twice: a node that still publishes the one takes the parts of the other.
-    let rows_each = std::env::var("LARGE_MB").ok().and_then(|mb| mb.parse().ok()).unwrap_or(210);
+    let rows_each = std::env::var("LARGE_MB").ok().and_then(|mb| mb.parse().ok()).unwrap_or(120);
     let mut peaks: Vec<_> =
         scene.test.cluster.nodes.iter().map(|node| begin_memory(node.pid().unwrap().as_raw())).collect();
     peaks.push(begin_memory(app.pid().as_raw()));

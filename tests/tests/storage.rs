@@ -116,7 +116,13 @@ impl Reader {
 
 #[test]
 fn what_was_purged_comes_as_a_snapshot() {
-    let mut test = steady(3, SMALL);
+    // A dead member's connections end after four times the shortest election timeout; much here waits for that.
+    let mut test = TestCluster::prepare(3);
+    for node in &mut test.cluster.nodes {
+        node.flags = ["--heartbeat-ms", "200", "--election-timeout-ms", "2500"].map(String::from).to_vec();
+        node.flags.extend(SMALL.iter().map(|flag| (*flag).to_owned()));
+    }
+    test.cluster.start().unwrap();
     let (leader, others) = followers(&test);
     let writer = open(&test, leader);
     create(&writer);
