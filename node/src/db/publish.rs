@@ -57,6 +57,8 @@ impl Database {
     pub fn take(self: &Arc<Self>, position: LogPosition, head: TransactionHead, body: Bytes) {
         let mut state = self.state();
         let idle = !state.running && state.queue.is_empty() && state.publishing.is_none();
+        // A fenced database's entries may have to wait for its repair.
+        let idle = idle && state.fenced.is_none();
         // A large transaction takes time for each of its pages: not on this thread.
         let awaited = |state: &State| {
             let Ok(txn) = Transaction::decode(&body) else { return false };
