@@ -503,10 +503,15 @@ impl Database {
         self.wake(&mut state);
     }
 
-    /// Hands work to the worker that has nothing to do with the order of entries: it also gets it while they wait.
-    pub(super) fn enqueue_first(self: &Arc<Self>, work: Work) {
+    /// Hands work to the worker that a fenced database does at once: it publishes nothing, but entries may wait in
+    /// its queue for what this work is part of.
+    pub(super) fn enqueue_before_held(self: &Arc<Self>, work: Work) {
         let mut state = self.state();
-        state.queue.push_front(work);
+        if state.fenced.is_some() {
+            state.queue.push_front(work);
+        } else {
+            state.queue.push_back(work);
+        }
         self.wake(&mut state);
     }
 
@@ -582,12 +587,7 @@ impl Database {
     pub async fn install_incoming(self: &Arc<Self>, received: &Received) -> Result<(), InstallError> {
         let (done, installed) = oneshot::channel();
         let (incoming, read) = (received.incoming.clone(), received.read);
-        let work = Work::Install { incoming, read, done };
-        if self.fenced().is_some() {
-            self.enqueue_first(work)
-        } else {
-            self.enqueue(work)
-        }
+        self.enqueue_before_held(Work::Install { incoming, read, done });
         installed.await.unwrap_or_else(|_| {
             Err(DbError::io(self.path(), "installing a state")(io::ErrorKind::Other.into()).into())
         })

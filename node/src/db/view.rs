@@ -68,11 +68,6 @@ impl std::fmt::Debug for View {
 }
 
 impl Database {
-    /// A fenced database publishes nothing, but entries may wait in its queue.
-    fn enqueue_pause(self: &Arc<Self>, pause: Work) {
-        if self.fenced().is_some() { self.enqueue_first(pause) } else { self.enqueue(pause) }
-    }
-
     /// Brings the database to rest for a moment, and if `wait` says so waits for a checkpoint to end before. `None`:
     /// something is in the way; try again later.
     pub(super) fn rest(self: &Arc<Self>, wait: bool) -> Result<Option<Rest<'_>>, DbError> {
@@ -89,7 +84,7 @@ impl Database {
         // On the worker's own turn, as under load it is never idle.
         let (paused, at_rest) = sync_channel(1);
         let (go_on, resume) = sync_channel::<()>(1);
-        self.enqueue_pause(Work::Pause { paused, resume });
+        self.enqueue_before_held(Work::Pause { paused, resume });
         if at_rest.recv_timeout(PATIENCE).is_err() {
             return Ok(None);
         }
