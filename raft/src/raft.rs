@@ -555,6 +555,8 @@ impl Raft {
         Err(RaftError::NotCaughtUp { node: id, matched, last })
     }
 
+    /// Waits for a status of which `met` is true. The watch only says when to look again: it may be older than what
+    /// the caller has seen.
     async fn wait_status(
         &self,
         limit: Duration,
@@ -562,11 +564,22 @@ impl Raft {
         met: impl Fn(&RaftStatus) -> bool,
     ) -> RaftResult<RaftStatus> {
         let mut rx = self.inner.status.clone();
-        let met = rx.wait_for(|s| met(s) || s.running.is_err());
-        let status = timed(limit, what, met).await?.map(|s| s.clone());
-        match status {
-            Ok(s) if s.running.is_ok() => Ok(s),
-            _ => Err(RaftError::Stopped(self.why_stopped().await)),
+        let waiting = async {
+            loop {
+                rx.mark_unchanged();
+                let now = self.status();
+                if now.running.is_err() || met(&now) {
+                    return now;
+                }
+                if rx.changed().await.is_err() {
+                    return self.status();
+                }
+            }
+        };
+        let now = timed(limit, what, waiting).await?;
+        match now.running {
+            Ok(()) => Ok(now),
+            Err(_) => Err(RaftError::Stopped(self.why_stopped().await)),
         }
     }
 
