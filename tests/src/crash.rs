@@ -7,6 +7,7 @@
 //!   another page agrees with the number of transactions;
 //! - the files are sound, read by stock SQLite without the extension, and identical.
 
+use crate::admin::http;
 use crate::{TestCluster, programs};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
@@ -257,18 +258,19 @@ pub struct Scene {
 }
 
 impl Scene {
-    /// Kills leaders until `node` leads. Every node runs before and after.
+    /// Has `node` lead. Every node runs before and after.
     pub fn make_leader(&mut self, node: u64) {
-        for _ in 0..20 {
+        let deadline = Instant::now() + PATIENCE;
+        loop {
             let leader = self.leader();
             if leader == node {
                 return;
             }
-            self.test.cluster.kill(leader).unwrap();
-            self.leader();
-            self.restart(leader);
+            assert!(Instant::now() < deadline, "node {node} does not lead after {PATIENCE:?}");
+            // Refused for as long as the voter doesn't answer the leader.
+            let http_addr = &self.test.cluster.node(leader).unwrap().http;
+            http(http_addr, "POST", "/leader?wait", &format!(r#"{{"id":"{node}"}}"#));
         }
-        panic!("node {node} never became the leader");
     }
 
     /// Three nodes with further flags, and the tables that the apps write.
