@@ -37,6 +37,14 @@ pub fn programs() -> &'static Programs {
         build.args(["build", "--workspace", "--quiet", "--manifest-path"]);
         build.arg(Path::new(env!("CARGO_MANIFEST_DIR")).join("../Cargo.toml"));
         build.arg("--target-dir").arg(target.parent().unwrap());
+        // What cargo tells a test of its package: dependencies would be built anew for the difference.
+        let told = std::env::vars_os().map(|(name, _)| name).filter(|name| {
+            let name = name.to_string_lossy();
+            name.starts_with("CARGO_PKG_") || name.starts_with("CARGO_MANIFEST_")
+        });
+        for name in told {
+            build.env_remove(name);
+        }
         if target.file_name().is_some_and(|name| name == "release") {
             build.arg("--release");
         }
