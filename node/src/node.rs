@@ -6,6 +6,7 @@
 //! DIR/cluster.key   unless --cluster-key names another file
 //! DIR/manifest      the state machine's durable position
 //! DIR/raft/         Raft's log and vote
+//! DIR/staging/      databases on their way in or out; emptied at the start
 //! DIR/db/           databases, and the socket quire.sock
 //! ```
 

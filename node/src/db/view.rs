@@ -12,7 +12,7 @@ use quire_raft::LogPosition;
 use quire_vfs::format::checksum::{DbChecksum, page_hash};
 use quire_vfs::format::wal::{FRAME_HEADER_SIZE, frame_offset};
 use quire_vfs::format::wal_index::{self, WalIndex};
-use quire_vfs::format::{FrameNo, PageNo};
+use quire_vfs::format::{FrameNo, PageNo, PageSize};
 use rusqlite::Connection;
 use std::fs::File;
 use std::io;
@@ -134,6 +134,11 @@ impl Database {
 }
 
 impl View {
+    /// Size of a page.
+    pub fn page_size(&self) -> PageSize {
+        self.database.page_size
+    }
+
     /// Reads a page as it really is on this node.
     pub fn read(&self, page: PageNo, out: &mut [u8]) -> Result<(), DbError> {
         let db = &self.database;
