@@ -50,7 +50,7 @@ pub fn dump(connection: &Connection, tables: &[String], out: &mut impl Write) ->
     let order = "SELECT name, sql FROM sqlite_schema WHERE type = 'table' AND sql IS NOT NULL \
                  ORDER BY tbl_name = 'sqlite_sequence', rowid";
     for (name, sql) in pairs(connection, order, [])? {
-        if !wanted(&name) && !(name == "sqlite_sequence" && !tables.is_empty()) {
+        if !wanted(&name) {
             continue;
         }
         let lower = name.to_ascii_lowercase();

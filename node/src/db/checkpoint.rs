@@ -30,6 +30,7 @@ use quire_vfs::holder::Holder;
 use sha2::{Digest, Sha256};
 use std::collections::BTreeSet;
 use std::io;
+use std::sync::atomic::Ordering;
 use std::sync::{Arc, TryLockError};
 use std::time::{Duration, Instant};
 use tracing::{debug, warn};
@@ -92,11 +93,16 @@ impl Database {
     /// SHA-256 of the database file with everything up to `index` in it. On the worker.
     pub(super) fn hash_file(&self, index: u64) -> Result<String, DbError> {
         let deadline = Instant::now() + PATIENCE;
-        while !self.checkpoint_all()? {
-            if Instant::now() >= deadline {
-                return Err(self.io("checkpointing it for a verification", "a reader holds an old snapshot"));
+        self.worker_waits.store(true, Ordering::SeqCst);
+        let done = loop {
+            match self.checkpoint_all() {
+                Ok(false) if Instant::now() < deadline => std::thread::sleep(Duration::from_millis(20)),
+                other => break other,
             }
-            std::thread::sleep(Duration::from_millis(20));
+        };
+        self.worker_waits.store(false, Ordering::SeqCst);
+        if !done? {
+            return Err(self.io("checkpointing it for a verification", "a reader holds an old snapshot"));
         }
         let pages = self.state().hashes.len();
         let size = self.holder.file_size()?;

@@ -40,6 +40,7 @@ use quire_vfs::holder::{Holder, IndexLock};
 use std::collections::{BTreeSet, HashMap, VecDeque};
 use std::io;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 use tokio::sync::{mpsc, oneshot, watch};
@@ -313,6 +314,8 @@ pub struct Database {
     pub(super) progress: watch::Sender<u64>,
     /// One checkpoint at a time.
     pub(super) checkpointing: Mutex<()>,
+    /// The worker waits for its turn at that: whoever has it and waits for the worker must give way.
+    pub(super) worker_waits: AtomicBool,
     /// One transfer at a time of a state to this node.
     pub transfers: Arc<tokio::sync::Mutex<()>>,
 }
@@ -479,6 +482,7 @@ impl Database {
             stager,
             progress: watch::Sender::new(index),
             checkpointing: Mutex::new(()),
+            worker_waits: AtomicBool::new(false),
             transfers: Arc::default(),
         })
     }

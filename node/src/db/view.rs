@@ -17,12 +17,15 @@ use rusqlite::Connection;
 use std::fs::File;
 use std::io;
 use std::os::unix::fs::FileExt;
-use std::sync::mpsc::{SyncSender, sync_channel};
+use std::sync::atomic::Ordering;
+use std::sync::mpsc::{RecvTimeoutError, SyncSender, sync_channel};
 use std::sync::{Arc, MutexGuard, PoisonError, TryLockError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 /// How long to wait for the worker to come to rest.
 const PATIENCE: Duration = Duration::from_secs(10);
+/// How often to look whether the worker waits for what is held here.
+const LOOK: Duration = Duration::from_millis(50);
 /// Makes SQLite take a snapshot, and read nothing but the database header: a damaged schema must be no hindrance.
 const READ: &str = "PRAGMA user_version";
 
@@ -85,8 +88,12 @@ impl Database {
         let (paused, at_rest) = sync_channel(1);
         let (go_on, resume) = sync_channel::<()>(1);
         self.enqueue_before_held(Work::Pause { paused, resume });
-        if at_rest.recv_timeout(PATIENCE).is_err() {
-            return Ok(None);
+        let deadline = Instant::now() + PATIENCE;
+        while let Err(why) = at_rest.recv_timeout(LOOK) {
+            let in_its_way = self.worker_waits.load(Ordering::SeqCst);
+            if why == RecvTimeoutError::Disconnected || in_its_way || Instant::now() >= deadline {
+                return Ok(None);
+            }
         }
         reader.execute_batch("BEGIN").map_err(&sql_error)?;
         reader.query_row(READ, [], |_| Ok(())).map_err(&sql_error)?;
