@@ -313,6 +313,10 @@ impl StateMachine for Machine {
         Ok((state.manifest.applied(), state.manifest.encode().into()))
     }
 
+    fn room(&self) -> BoxFuture<'static, ()> {
+        Box::pin(Context::room(self.context.unstaged.clone()))
+    }
+
     fn fetch(&self, from: NodeId, snapshot: Bytes) -> BoxFuture<'static, io::Result<()>> {
         let node = self.node();
         Box::pin(async move {

@@ -42,6 +42,8 @@ const OPEN_DEADLINE: Duration = Duration::from_secs(8);
 const CHECKPOINT_INTERVAL: Duration = Duration::from_secs(60);
 /// How often the log is looked at.
 const LOG_INTERVAL: Duration = Duration::from_secs(2);
+/// How long a node that is told to stop may take to purge its log.
+const PURGE_AT_STOP: Duration = Duration::from_secs(5);
 /// When a restart would have to read more log than this, in bytes, all that changed is checkpointed at once.
 const MAX_REPLAY: u64 = 256 << 20;
 
@@ -225,6 +227,7 @@ impl Node {
             checkpoints,
             repairs,
             checkpoint_bytes: config.checkpoint_bytes,
+            unstaged: watch::Sender::default(),
             flushed: OnceLock::new(),
         });
         let registry = Arc::new(Registry::new(&dir.join("db"), context.clone())?);
@@ -415,6 +418,8 @@ impl Node {
             node.store_manifest();
         })
         .await;
+        // What the next start needn't read.
+        let _ = tokio::time::timeout(PURGE_AT_STOP, self.purge_log()).await;
         self.raft().shutdown().await;
     }
 
