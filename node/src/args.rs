@@ -36,7 +36,7 @@ pub enum Command {
     Status(ClientArgs),
     /// Prove that all nodes hold the same databases.
     Verify(VerifyArgs),
-    /// Create, list, import or export databases.
+    /// Create, drop, list, import or export databases.
     Db(DbArgs),
     /// Take a backup of a database, or of all, while everything goes on.
     #[command(
@@ -272,6 +272,21 @@ pub enum Db {
         /// Size of its pages, a power of two from 512 to 65536 [default: 4096].
         #[arg(long, value_name = "BYTES")]
         page_size: Option<u32>,
+        #[command(flatten)]
+        client: ClientArgs,
+    },
+    /// Drop a database on all nodes, with all that it has.
+    #[command(
+        long_about = "Drop a database on all nodes, with all that it has. Apps that have it open are refused when they \
+        write, and read on what they have until they close it. One of the same name that is created later is another \
+        database."
+    )]
+    Drop {
+        /// Its name.
+        name: String,
+        /// Drop it even if it is not empty.
+        #[arg(long)]
+        force: bool,
         #[command(flatten)]
         client: ClientArgs,
     },

@@ -11,6 +11,7 @@
 //! ```
 
 use crate::access::{Access, AccessError};
+use crate::command::DbId;
 use crate::config::{Config, Limits};
 use crate::db::database::{Context, Database, Work};
 use crate::db::registry::Registry;
@@ -376,6 +377,14 @@ impl Node {
         let applied = tokio::time::timeout_at(deadline, self.wait_taken(index)).await;
         applied.map_err(|_| OpenError::Unavailable(format!("creating {name} took too long; try again")))?;
         self.registry.find(name).ok_or_else(|| OpenError::Unavailable(format!("{name} was dropped again")))
+    }
+
+    /// Drops a database on all nodes; on this one it is gone when this returns.
+    pub async fn drop_database(self: &Arc<Self>, id: DbId, patience: Duration) -> Result<(), LeaderError> {
+        let deadline = tokio::time::Instant::now() + patience;
+        let index = peers::ask_leader(self, PeerRequest::DropDatabase { id: id.0 }, patience).await?;
+        let applied = tokio::time::timeout_at(deadline, self.wait_taken(index)).await;
+        applied.map_err(|_| LeaderError::Unavailable("dropping it takes long; look again".into()))
     }
 
     /// Makes sure that a database's worker has seen everything in which a transaction could be, and ends its

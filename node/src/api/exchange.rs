@@ -50,6 +50,7 @@ pub(super) fn router<S>(node: Arc<Node>) -> Router<S> {
         .route(LOAD, post(load::load))
         .route("/db/list", get(databases::list))
         .route("/db/create", post(databases::create))
+        .route("/db/drop", post(databases::drop))
         .with_state(Arc::new(exchange))
 }
 

@@ -15,6 +15,7 @@
 //! | `/db/load` | POST | a file or a script becomes a database, see [`load`] |
 //! | `/db/list` | GET | JSON list of the databases, see [`databases`] |
 //! | `/db/create` | POST | creates the database `db=NAME`, with `page_size=N` |
+//! | `/db/drop` | POST | drops the database `db=NAME` |
 
 pub mod backup;
 pub mod databases;

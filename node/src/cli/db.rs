@@ -3,6 +3,7 @@
 use super::client::Client;
 use super::{backup, restore};
 use crate::args::Db;
+use anyhow::bail;
 use serde_json::json;
 use std::process::ExitCode;
 
@@ -18,6 +19,22 @@ pub fn run(what: &Db) -> anyhow::Result<ExitCode> {
                 println!("{created}");
             } else {
                 println!("{name} is created, with pages of {} bytes", created["page_size"]);
+            }
+        }
+        Db::Drop { name, force, client: args } => {
+            crate::name::check(name)?;
+            let client = Client::new(&args.http_addr);
+            let found = backup::databases(&client)?.into_iter().find(|db| db["name"] == name.as_str());
+            let Some(found) = found else { bail!("there is no database {name}") };
+            if !force && found["pages"].as_u64() != Some(1) {
+                bail!("{name} is not empty: {} bytes; drop it with --force", found["bytes"]);
+            }
+            let path = format!("/db/drop?db={name}&id={}", found["id"]);
+            let dropped = client.post_json(&path, &json!({}))?;
+            if args.json {
+                println!("{dropped}");
+            } else {
+                println!("{name} is dropped");
             }
         }
         Db::List { client: args } => {

@@ -148,6 +148,8 @@ pub enum Work {
     },
     /// Copy all of the WAL into the database file while nobody publishes.
     Checkpoint,
+    /// The database was dropped: who waits for it is told.
+    Drop,
     /// Install a state of another node.
     Install {
         /// The state.
@@ -326,6 +328,7 @@ pub struct Database {
     pub(super) stager: Arc<Stager>,
     /// The last entry that was dealt with, for those who wait for it.
     pub(super) progress: watch::Sender<u64>,
+    pub(super) dropped: AtomicBool,
     /// One checkpoint at a time.
     pub(super) checkpointing: Mutex<()>,
     /// The worker waits for its turn at that: whoever has it and waits for the worker must give way.
@@ -500,6 +503,7 @@ impl Database {
             files: Mutex::new(Files { wal, side }),
             stager,
             progress: watch::Sender::new(index),
+            dropped: AtomicBool::new(false),
             checkpointing: Mutex::new(()),
             worker_waits: AtomicBool::new(false),
             transfers: Arc::default(),

@@ -40,6 +40,8 @@ pub(super) struct Rest<'a> {
 
 /// A database at one entry.
 pub struct View {
+    // Dropped before the database, without which it would be the last one to close the file.
+    _reader: Connection,
     database: Arc<Database>,
     /// The last entry in it.
     pub position: LogPosition,
@@ -58,7 +60,6 @@ pub struct View {
     wal: File,
     /// The last frame of the snapshot; 0 if all of it is in the file.
     max_frame: FrameNo,
-    _reader: Connection,
 }
 
 impl std::fmt::Debug for View {
@@ -84,6 +85,7 @@ impl Database {
         };
         let sql_error = sql::error(self.path(), "taking a snapshot");
         let reader = sql::checkpointer(self.path())?;
+        self.still_there()?;
         // On the worker's own turn, as under load it is never idle.
         let (paused, at_rest) = sync_channel(1);
         let (go_on, resume) = sync_channel::<()>(1);
@@ -115,6 +117,7 @@ impl Database {
         let filled = backfilled >= header.max_frame;
         let path = wal_path(self.path());
         let wal = File::open(&path).map_err(DbError::io(&path, "opening it"))?;
+        self.still_there()?;
         let state = self.state();
         Ok(Some(View {
             database: self.clone(),

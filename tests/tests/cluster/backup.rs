@@ -253,6 +253,8 @@ fn databases_go_in_and_out() {
         }
     });
 
+    step("databases are dropped, and created anew", || drops(&scene, &follower));
+
     step("a client that doesn't read is left alone", || {
         let mut stalled = TcpStream::connect(&follower).unwrap();
         write!(stalled, "GET /db/backup?db=large&timeout=1s HTTP/1.1\r\nHost: q\r\n\r\n").unwrap();
@@ -292,6 +294,44 @@ fn databases_go_in_and_out() {
         assert!(why.contains("not empty") && why.contains("--force"), "{why}");
         quire_json(&["restore", "--all", text(&all), "--force", "--http-addr", &there]);
     });
+}
+
+/// A database is dropped while an app and a reader have it open; one of the same name is another one.
+fn drops(scene: &Scene, follower: &str) {
+    let leader = scene.leader();
+    let path = scene.test.cluster.node(leader).unwrap().database("short-lived");
+    let open = || {
+        let mut app = scene.idle_app();
+        scene.open_file(&mut app, &path, 5);
+        app
+    };
+    let mut app = open();
+    app.rows("CREATE TABLE first(a)").unwrap();
+    app.rows("INSERT INTO first VALUES (1)").unwrap();
+    // One that has opened the database, and not written yet.
+    let mut idle = open();
+    scene.test.cluster.wait_applied("short-lived", PATIENCE).unwrap();
+    let why = quire_fails(&["db", "drop", "short-lived", "--http-addr", follower]);
+    assert!(why.contains("not empty") && why.contains("--force"), "{why}");
+    quire_json(&["db", "drop", "short-lived", "--force", "--http-addr", follower]);
+    let why = app.rows("INSERT INTO first VALUES (2)").unwrap_err();
+    assert!(why.contains("I/O"), "{why}");
+    assert!(
+        quire_fails(&["db", "drop", "short-lived", "--http-addr", follower]).contains("there is no database")
+    );
+
+    let mut second = open();
+    second.rows("CREATE TABLE second(a, b)").unwrap();
+    second.rows("INSERT INTO second VALUES (1, 2)").unwrap();
+    // The old one is readable to its end, and neither writes to the new one.
+    assert_eq!(app.number("SELECT count(*) FROM first"), 1);
+    assert!(app.rows("INSERT INTO first VALUES (2)").is_err());
+    assert!(idle.rows("SELECT count(*) FROM second").is_err());
+    assert!(idle.rows("CREATE TABLE third(a)").is_err());
+    assert_identical(&scene.test, "short-lived", &[".dump"]);
+    for app in [app, idle, second] {
+        app.quit();
+    }
 }
 
 fn bad_inputs(leader: &str, dir: &Path) {
