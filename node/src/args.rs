@@ -136,6 +136,9 @@ pub struct NodeArgs {
     /// Look for damaged pages in the background at this rate, in MiB per second; 0: never [default: 4].
     #[arg(long, env = "QUIRE_SCRUB_RATE_MIB", value_name = "MIB")]
     pub scrub_rate_mib: Option<u64>,
+    /// Have SQL that comes over HTTP enforce foreign keys.
+    #[arg(long, env = "QUIRE_FOREIGN_KEYS")]
+    pub foreign_keys: bool,
     /// How long one attempt to join waits for the node to catch up [default: 60000]. For tests.
     #[arg(long, env = "QUIRE_CATCH_UP_MS", value_name = "MS", hide = true)]
     pub catch_up_ms: Option<u64>,
@@ -166,6 +169,7 @@ impl NodeArgs {
             checkpoint_mib: self.checkpoint_mib.or(file.checkpoint_mib),
             log_retain_mib: self.log_retain_mib.or(file.log_retain_mib),
             scrub_rate_mib: self.scrub_rate_mib.or(file.scrub_rate_mib),
+            foreign_keys: self.foreign_keys || file.foreign_keys,
             catch_up_ms: self.catch_up_ms.or(file.catch_up_ms),
         }
     }

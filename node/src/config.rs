@@ -47,6 +47,8 @@ pub struct Config {
     pub log_retain_bytes: u64,
     /// Bytes that are scrubbed in a second; 0: none.
     pub scrub_bytes_per_second: u64,
+    /// Whether the connections of the HTTP API enforce foreign keys.
+    pub foreign_keys: bool,
 }
 
 /// Bounds on one transaction.
@@ -179,6 +181,7 @@ impl Config {
             checkpoint_bytes: checkpoint_mib << 20,
             log_retain_bytes: log_retain_mib << 20,
             scrub_bytes_per_second: scrub_rate_mib << 20,
+            foreign_keys: args.foreign_keys,
         })
     }
 }

@@ -23,4 +23,5 @@ pub mod node;
 pub mod peers;
 pub mod recover;
 pub mod repair;
+pub mod sql;
 pub mod transfer;

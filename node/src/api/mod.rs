@@ -3,6 +3,7 @@
 //!
 //! | path | method | answer |
 //! |---|---|---|
+//! | `/db/execute`, `/db/query`, `/db/request` | | SQL, see [`sql`] |
 //! | `/readyz` | GET | 200 or 503, lines such as `[+]leader ok`; `noleader` leaves the leader out |
 //! | `/status` | GET | JSON; `key=a.b` selects, `pretty` indents |
 //! | `/nodes` | GET | JSON map by id, `ver=2` a list; `nonvoters`, `timeout=5s` |
@@ -13,6 +14,7 @@
 //! | `/verify?index=N` | GET | what this node's databases were at that entry |
 
 pub mod members;
+pub mod sql;
 pub mod status;
 pub mod verify;
 
@@ -21,7 +23,7 @@ use axum::extract::{Request, State};
 use axum::http::{HeaderValue, StatusCode, header};
 use axum::middleware::{self, Next};
 use axum::response::{IntoResponse, Response};
-use axum::routing::{delete, get};
+use axum::routing::{delete, get, post};
 use axum::{Json, Router};
 use serde_json::{Value, json};
 use std::sync::Arc;
@@ -35,6 +37,9 @@ const DEADLINE: Duration = Duration::from_secs(60);
 /// The routes.
 pub fn router(node: Arc<Node>) -> Router {
     Router::new()
+        .route("/db/execute", post(sql::execute))
+        .route("/db/query", get(sql::query).post(sql::query))
+        .route("/db/request", post(sql::request))
         .route("/readyz", get(status::readyz))
         .route("/status", get(status::status))
         .route("/nodes", get(status::nodes))
@@ -77,19 +82,24 @@ fn body(value: &Value, pretty: bool) -> Response {
 
 /// Query parameters; a bare key counts as true.
 #[derive(Debug, Default)]
-struct Params(Vec<(String, String)>);
+pub struct Params(Vec<(String, String)>);
 
 impl Params {
-    fn get(&self, key: &str) -> Option<&str> {
+    /// Of the query of a URL.
+    pub(crate) fn parse(query: &str) -> Params {
+        Params(form_urlencoded::parse(query.as_bytes()).into_owned().collect())
+    }
+
+    pub(crate) fn get(&self, key: &str) -> Option<&str> {
         self.0.iter().find(|(k, _)| k == key).map(|(_, v)| v.as_str())
     }
 
-    fn flag(&self, key: &str) -> bool {
+    pub(crate) fn flag(&self, key: &str) -> bool {
         self.get(key).is_some_and(|value| !matches!(value, "false" | "0"))
     }
 
     /// A duration as Go writes it: `500ms`, `2s`, `1m`.
-    fn duration(&self, key: &str) -> Result<Option<Duration>, String> {
+    pub(crate) fn duration(&self, key: &str) -> Result<Option<Duration>, String> {
         let Some(text) = self.get(key) else { return Ok(None) };
         let bad = || format!("{key}={text}: give a duration such as 500ms, 2s or 1m");
         let split = text.find(|c: char| !c.is_ascii_digit() && c != '.').ok_or_else(bad)?;
@@ -111,10 +121,9 @@ impl<S: Send + Sync> axum::extract::FromRequestParts<S> for Params {
 
     async fn from_request_parts(
         parts: &mut axum::http::request::Parts,
-        state: &S,
+        _: &S,
     ) -> Result<Params, Self::Rejection> {
-        let query = axum::extract::Query::<Vec<(String, String)>>::from_request_parts(parts, state).await;
-        Ok(Params(query.map(|axum::extract::Query(pairs)| pairs).unwrap_or_default()))
+        Ok(Params::parse(parts.uri.query().unwrap_or_default()))
     }
 }
 

@@ -4,6 +4,8 @@ use crate::args::NodeArgs;
 use crate::config::Config;
 use crate::gate::server;
 use crate::node::{Node, NodeError};
+use crate::sql::THREAD as HTTP_THREAD;
+use crate::sql::service::Service;
 use crate::{api, args};
 use anyhow::Context as _;
 use std::process::ExitCode;
@@ -12,8 +14,6 @@ use tokio::net::TcpListener;
 use tokio::runtime::Builder;
 use tokio::signal::unix::{SignalKind, signal};
 use tracing::{error, info};
-
-const HTTP_THREAD: &str = "quire-http";
 
 /// A task of the node that panicked would be missing without anybody noticing: replication to one member, say, or
 /// a database's worker. The node is made to be killed at any time, so it ends. A request of HTTP only fails.
@@ -52,6 +52,7 @@ pub fn node(args: NodeArgs) -> anyhow::Result<ExitCode> {
             let bound = std::net::TcpListener::bind(address);
             let bound = bound.with_context(|| format!("can't listen for HTTP on {address}"))?;
             bound.set_nonblocking(true)?;
+            node.attach_sql(Service::start(&node, node.config().foreign_keys)?);
             TcpListener::from_std(bound)?
         };
         http.spawn(axum::serve(listener, api::router(node.clone())).into_future());

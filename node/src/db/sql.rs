@@ -1,5 +1,5 @@
-//! The daemon's own SQL connections. They go through the quire VFS like an app's, with a gate of this
-//! process: so far one for the checkpointer, the only connection anywhere that may write a database file.
+//! The daemon's own SQL connections. They go through the quire VFS like an app's. Whoever opens one hands in its
+//! gate; without one it is the checkpointer's, the only connection anywhere that may write a database file.
 
 use super::DbError;
 use quire_vfs::format::PageSize;
@@ -9,6 +9,7 @@ use quire_vfs::gate::{DatabaseInfo, Gate, Grant};
 use quire_vfs::shim::ffi::Api;
 use quire_vfs::shim::vfs::{self, RegisterError};
 use rusqlite::{Connection, OpenFlags, ffi};
+use std::cell::RefCell;
 use std::path::Path;
 use std::time::Duration;
 
@@ -62,11 +63,28 @@ pub fn register() -> Result<(), SqlError> {
     unsafe { ffi::sqlite3_initialize() };
     let opener = |request: &vfs::OpenRequest| {
         let (_, name) = vfs::locate(&request.path)?;
+        if let Some(gate) = GATE.take() {
+            return Ok(gate);
+        }
         Ok(Box::new(CheckpointerGate::new(name)) as Box<dyn Gate>)
     };
     // SAFETY: as above.
     unsafe { vfs::register(api(), Box::new(opener), false)? };
     Ok(())
+}
+
+thread_local! {
+    /// The gate for the connection that this thread is opening.
+    static GATE: RefCell<Option<Box<dyn Gate>>> = const { RefCell::new(None) };
+}
+
+/// Opens a connection whose gate is the caller's. SQLite opens the main file at once, on this thread.
+pub fn open(database: &Path, flags: OpenFlags, gate: Box<dyn Gate>) -> Result<Connection, DbError> {
+    GATE.set(Some(gate));
+    let opened =
+        Connection::open_with_flags_and_vfs(database, flags | OpenFlags::SQLITE_OPEN_NO_MUTEX, c"quire");
+    GATE.set(None);
+    opened.map_err(error(database, "opening it"))
 }
 
 /// Opens a connection for the checkpointer.
