@@ -290,7 +290,10 @@ pub struct DemoArgs {
 
 /// Flags of `quire bench`.
 #[derive(Clone, Debug, Args)]
+#[command(args_conflicts_with_subcommands = true)]
 pub struct BenchArgs {
+    #[command(subcommand)]
+    pub what: Option<BenchWhat>,
     /// Number of nodes.
     #[arg(long, default_value_t = 3, value_name = "N")]
     pub nodes: u32,
@@ -303,6 +306,36 @@ pub struct BenchArgs {
     /// The loadable extension [default: beside this program].
     #[arg(long, env = "QUIRE_EXTENSION", value_name = "FILE")]
     pub extension: Option<PathBuf>,
+    /// Print JSON.
+    #[arg(long)]
+    pub json: bool,
+}
+
+#[derive(Clone, Debug, Subcommand)]
+pub enum BenchWhat {
+    /// Measure one-row inserts over HTTP, on any server with rqlite's API.
+    Http(BenchHttpArgs),
+}
+
+/// Flags of `quire bench http`.
+#[derive(Clone, Debug, Args)]
+pub struct BenchHttpArgs {
+    /// The server, http://HOST:PORT [default: a temporary cluster].
+    #[arg(long, value_name = "URL")]
+    pub url: Option<String>,
+    /// Number of nodes of the temporary cluster.
+    #[arg(long, default_value_t = 3, value_name = "N")]
+    pub nodes: u32,
+    /// How many clients at the same time; several numbers are measured one after the other.
+    #[arg(long, default_value = "1,4,16,64", value_delimiter = ',', value_name = "C",
+        value_parser = clap::value_parser!(u16).range(1..=1024))]
+    pub concurrency: Vec<u16>,
+    /// Seconds per measurement; plain SQLite and the server take turns.
+    #[arg(long, default_value_t = 2, value_name = "S")]
+    pub seconds: u64,
+    /// Turns of each.
+    #[arg(long, default_value_t = 3, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
+    pub turns: u32,
     /// Print JSON.
     #[arg(long)]
     pub json: bool,

@@ -2,6 +2,7 @@
 
 pub mod app;
 pub mod bench;
+pub mod bench_http;
 pub mod client;
 pub mod demo;
 pub mod host;
@@ -14,7 +15,7 @@ pub mod run;
 pub mod status;
 pub mod verify;
 
-use crate::args::{Cli, Command};
+use crate::args::{self, Cli, Command};
 use std::process::ExitCode;
 
 /// A command whose output is cut off, as by `head`, ends there like any other program.
@@ -49,7 +50,10 @@ pub fn run(cli: Cli) -> anyhow::Result<ExitCode> {
         Command::Status(args) => status::run(&args),
         Command::Verify(args) => verify::run(&args),
         Command::Inspect(args) => inspect::run(&args.what),
-        Command::Bench(args) => bench::run(&args),
+        Command::Bench(args) => match &args.what {
+            None => bench::run(&args),
+            Some(args::BenchWhat::Http(http)) => bench_http::run(http),
+        },
         Command::Remove(args) => remove::run(&args),
         Command::Leader(args) => leader::run(&args),
         Command::Recover(args) => recover::run(&args),
