@@ -98,22 +98,38 @@ impl Params {
         self.get(key).is_some_and(|value| !matches!(value, "false" | "0"))
     }
 
-    /// A duration as Go writes it: `500ms`, `2s`, `1m`.
+    /// A duration as Go writes it: `500ms`, `2s`, `1m30s`.
     pub(crate) fn duration(&self, key: &str) -> Result<Option<Duration>, String> {
         let Some(text) = self.get(key) else { return Ok(None) };
         let bad = || format!("{key}={text}: give a duration such as 500ms, 2s or 1m");
-        let split = text.find(|c: char| !c.is_ascii_digit() && c != '.').ok_or_else(bad)?;
-        let (number, unit) = text.split_at(split);
-        let number: f64 = number.parse().map_err(|_| bad())?;
-        let seconds = match unit {
-            "ms" => number / 1000.0,
-            "s" => number,
-            "m" => number * 60.0,
-            "h" => number * 3600.0,
-            _ => return Err(bad()),
-        };
-        Duration::try_from_secs_f64(seconds).map(Some).map_err(|_| bad())
+        go_duration(text).map(Some).ok_or_else(bad)
     }
+}
+
+fn go_duration(text: &str) -> Option<Duration> {
+    if text == "0" {
+        return Some(Duration::ZERO);
+    }
+    let mut rest = text;
+    let mut seconds = 0.0;
+    while !rest.is_empty() || text.is_empty() {
+        let split = rest.find(|c: char| !c.is_ascii_digit() && c != '.')?;
+        let (number, after) = rest.split_at(split);
+        let end = after.find(|c: char| c.is_ascii_digit() || c == '.').unwrap_or(after.len());
+        let (unit, after) = after.split_at(end);
+        let unit = match unit {
+            "ns" => 1e-9,
+            "us" | "µs" | "μs" => 1e-6,
+            "ms" => 1e-3,
+            "s" => 1.0,
+            "m" => 60.0,
+            "h" => 3600.0,
+            _ => return None,
+        };
+        seconds += number.parse::<f64>().ok()? * unit;
+        rest = after;
+    }
+    Duration::try_from_secs_f64(seconds).ok()
 }
 
 impl<S: Send + Sync> axum::extract::FromRequestParts<S> for Params {
@@ -140,7 +156,10 @@ mod tests {
         assert_eq!(params("500ms").duration("timeout"), Ok(Some(Duration::from_millis(500))));
         assert_eq!(params("1.5s").duration("timeout"), Ok(Some(Duration::from_millis(1500))));
         assert_eq!(params("2m").duration("timeout"), Ok(Some(Duration::from_secs(120))));
-        for bad in ["", "5", "s", "-1s", "1e400s", "5 s"] {
+        assert_eq!(params("1m30.5s").duration("timeout"), Ok(Some(Duration::from_millis(90_500))));
+        assert_eq!(params("0").duration("timeout"), Ok(Some(Duration::ZERO)));
+        assert_eq!(params("250µs").duration("timeout"), Ok(Some(Duration::from_micros(250))));
+        for bad in ["", "5", "s", "-1s", "1e400s", "5 s", "1s5", "1s5x"] {
             assert!(params(bad).duration("timeout").is_err(), "{bad}");
         }
         assert_eq!(params("1s").duration("other"), Ok(None));
