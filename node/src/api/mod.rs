@@ -1,5 +1,5 @@
-//! The HTTP API: so far what tells about a node, changes its cluster and proves its databases. The shapes of
-//! `/readyz`, `/status`, `/nodes`, `/leader` and `/remove` are those of rqlite v10, so that its tools can read them.
+//! The HTTP API: SQL, and what tells about a node, changes its cluster and proves its databases. The shapes of
+//! `/db/*`, `/readyz`, `/status`, `/nodes`, `/leader` and `/remove` are those of rqlite v10, so that its tools can read them.
 //!
 //! | path | method | answer |
 //! |---|---|---|
@@ -58,6 +58,9 @@ pub fn router(node: Arc<Node>) -> Router {
 async fn common(request: Request, next: Next) -> Response {
     let mut response = if request.method() == axum::http::Method::OPTIONS {
         StatusCode::OK.into_response()
+    } else if request.uri().path().starts_with("/db/") {
+        // These have deadlines of their own; a write must not be given up while its outcome is open.
+        next.run(request).await
     } else {
         match tokio::time::timeout(DEADLINE, next.run(request)).await {
             Ok(response) => response,

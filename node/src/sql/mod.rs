@@ -6,7 +6,9 @@
 //! | [`options`] | the parameters of a request |
 //! | [`service`] | what becomes of a request: here, or at the leader; now, or queued |
 //! | [`forward`] | a request on its way to the leader, and its answer |
-//! | [`writer`] | group commit |
+//! | `fresh` | the database of a request, and reads that must not be old |
+//! | [`writer`] | group commit: the queue and the thread |
+//! | `batch` | group commit: the requests of one transaction |
 //! | [`reader`] | reads, on connections of their own |
 //! | [`queue`] | writes that nobody waits for |
 //! | [`run`] | one statement, and its result |
@@ -15,8 +17,10 @@
 //! | [`json`], [`time`] | how results are written |
 //! | [`stats`] | counters |
 
+mod batch;
 mod ffi;
 pub mod forward;
+mod fresh;
 pub mod gates;
 pub mod guard;
 pub mod json;

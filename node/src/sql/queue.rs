@@ -64,7 +64,7 @@ impl Queues {
         if node.raft_status().leader.is_none() {
             return Reply::Failed { status: 503, message: "leader not found".into(), retry: true };
         }
-        if let Err(reply) = super::service::open(node, &options.database, deadline).await {
+        if let Err(reply) = super::fresh::open(node, &options.database, deadline).await {
             return reply;
         }
         let kib = u32::try_from(request.size() >> 10).unwrap_or(u32::MAX).saturating_add(1);

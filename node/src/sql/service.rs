@@ -5,8 +5,9 @@
 //! read index), so that results never cross the network twice.
 
 use super::forward::{Answer, Forward};
+use super::fresh::{fresh, open};
 use super::guard::needs_a_connection;
-use super::options::{Level, Options};
+use super::options::Options;
 use super::queue::Queues;
 use super::reader::{ReadError, Readers, Reading};
 use super::request::{Kind, ParseError, Request, Statement, parse_json, parse_text};
@@ -15,8 +16,7 @@ use super::writer::{Job, Place, WriteError, Writer};
 use crate::api::Params;
 use crate::command::DbId;
 use crate::db::database::Database;
-use crate::node::{Node, OpenError};
-use crate::peers::{self, LeaderError, PeerRequest};
+use crate::node::Node;
 use bytes::Bytes;
 use quire_raft::{NodeId, RequestError};
 use std::collections::HashMap;
@@ -26,7 +26,7 @@ use tokio::runtime::Handle;
 use tokio::sync::oneshot;
 
 /// How long a request waits for somebody to lead.
-const ELECTION: Duration = Duration::from_secs(5);
+pub(super) const ELECTION: Duration = Duration::from_secs(5);
 /// Between two attempts.
 const PAUSE: Duration = Duration::from_millis(30);
 /// A transaction that has begun has its outcome after this time at the latest, or never.
@@ -71,12 +71,12 @@ impl Reply {
         Reply::Failed { status: 400, message: message.into(), retry: false }
     }
 
-    fn unavailable(message: impl Into<String>) -> Reply {
+    pub(super) fn unavailable(message: impl Into<String>) -> Reply {
         Reply::Failed { status: 503, message: message.into(), retry: true }
     }
 
     /// The error for the request as a whole, beside no results, as rqlite has it.
-    fn in_band(options: &Options, message: &str) -> Reply {
+    pub(super) fn in_band(options: &Options, message: &str) -> Reply {
         let mut json = super::run::begin(&options.output);
         super::run::end(&mut json, &Default::default(), Some(message), Instant::now(), None);
         Reply::Results(json.out.into())
@@ -195,9 +195,9 @@ impl Service {
             Kind::Request => !request.statements.iter().any(|s| certainly_writes(&s.sql)),
         };
         if may_read {
-            match self.read(node, &database, &readers, &options, request.clone(), deadline).await {
-                Ok(reply) => return reply.into(),
-                Err(Writes) => {}
+            let read = self.read(node, &database, &readers, &options, request.clone(), deadline).await;
+            if let Ok(reply) = read {
+                return reply.into();
             }
         }
         self.write(node, &call, &options, request, deadline).await
@@ -411,87 +411,6 @@ fn certainly_writes(sql: &str) -> bool {
     const WORDS: [&str; 7] = ["insert", "update", "delete", "replace", "create", "drop", "alter"];
     let sql = sql.trim_start();
     WORDS.iter().any(|word| sql.get(..word.len()).is_some_and(|start| start.eq_ignore_ascii_case(word)))
-}
-
-/// The database of a request, ready to use. `main` is there for everybody.
-pub(super) async fn open(node: &Arc<Node>, name: &str, deadline: Instant) -> Result<Arc<Database>, Reply> {
-    let opening = node.open_database(name, name == "main", None);
-    match tokio::time::timeout_at(deadline.into(), opening).await {
-        Ok(Ok(database)) => Ok(database),
-        Ok(Err(OpenError::NotFound(_))) => {
-            let message = format!("there is no database {name}; create it with POST /db/create?db={name}");
-            Err(Reply::Failed { status: 404, message, retry: false })
-        }
-        Ok(Err(error @ OpenError::Invalid(_))) => Err(Reply::bad(error.to_string())),
-        Ok(Err(error)) => Err(Reply::unavailable(error.to_string())),
-        Err(_) => Err(Reply::unavailable(format!("{name} can't be opened in time"))),
-    }
-}
-
-/// Waits until this node may answer a read at its level.
-async fn fresh(
-    node: &Arc<Node>,
-    database: &Arc<Database>,
-    options: &Options,
-    deadline: Instant,
-) -> Result<(), Reply> {
-    let level = match options.level {
-        Level::Auto if node.raft_status().voters.contains(&node.id()) => Level::Weak,
-        Level::Auto => Level::None,
-        level => level,
-    };
-    let left = deadline.saturating_duration_since(Instant::now());
-    let (request, limit) = match level {
-        Level::None | Level::Auto => return fresh_enough(node, database, options).await,
-        Level::Weak if node.leadership().leading().is_ok() => return Ok(()),
-        Level::Weak => (PeerRequest::ReadIndex { confirm: false }, left.min(ELECTION)),
-        Level::Linearizable => {
-            (PeerRequest::ReadIndex { confirm: true }, left.min(options.linearizable_timeout))
-        }
-        Level::Strong => (PeerRequest::Barrier, left),
-    };
-    if options.redirect && level != Level::None {
-        let status = node.raft_status();
-        let leader = status.leader.filter(|&id| id != node.id()).and_then(|id| status.peers.get(&id));
-        if let Some(peer) = leader {
-            return Err(Reply::Redirect(peer.http_addr.clone()));
-        }
-    }
-    let index = peers::ask_leader(node, request, limit).await.map_err(|error| match error {
-        LeaderError::Unavailable(why) if node.raft_status().leader.is_none() => {
-            Reply::unavailable(format!("leader not found: {why}"))
-        }
-        error => Reply::unavailable(error.to_string()),
-    })?;
-    let applied = async {
-        node.wait_taken(index).await;
-        if !database.is_idle() {
-            database.settled().await;
-        }
-    };
-    let late = |_| Reply::unavailable(format!("this node has not applied entry {index} in time"));
-    tokio::time::timeout_at(deadline.into(), applied).await.map_err(late)?;
-    match database.fenced() {
-        Some(why) => Err(Reply::unavailable(format!("{} is fenced on this node: {why}", database.name))),
-        None => Ok(()),
-    }
-}
-
-/// Whether this node has heard of the leader lately enough for a read at level none.
-async fn fresh_enough(node: &Arc<Node>, database: &Database, options: &Options) -> Result<(), Reply> {
-    let Some(freshness) = options.freshness.filter(|freshness| !freshness.is_zero()) else { return Ok(()) };
-    let stale = Err(Reply::in_band(options, "stale read"));
-    if node.leadership().leading().is_ok() {
-        return Ok(());
-    }
-    if node.raft().leader_contact().await.is_none_or(|since| since > freshness) {
-        return stale;
-    }
-    let is_behind = || node.raft_status().committed_index.is_some_and(|committed| node.taken() < committed);
-    if options.freshness_strict && (is_behind() || !database.is_idle()) {
-        return stale;
-    }
-    Ok(())
 }
 
 /// A request from statements, to be sent to another node.

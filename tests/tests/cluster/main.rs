@@ -4,6 +4,7 @@
 mod contents;
 mod crash_app;
 mod crash_node;
+mod http;
 mod large;
 mod membership;
 mod recover;
