@@ -63,6 +63,8 @@ pub enum Command {
         entry. Members that are up again by themselves, or can be repaired, need no recovery."
     )]
     Recover(RecoverArgs),
+    /// Print a hash of a password, for the file of --auth. The password is read from standard input.
+    Passwd,
     /// An app of the demo and the tests; not for other use.
     #[command(hide = true)]
     Host(HostArgs),
@@ -136,6 +138,15 @@ pub struct NodeArgs {
     /// Look for damaged pages in the background at this rate, in MiB per second; 0: never [default: 4].
     #[arg(long, env = "QUIRE_SCRUB_RATE_MIB", value_name = "MIB")]
     pub scrub_rate_mib: Option<u64>,
+    /// Let only users of this file use HTTP, as its JSON says [default: everybody].
+    #[arg(long, env = "QUIRE_AUTH", value_name = "FILE")]
+    pub auth: Option<PathBuf>,
+    /// Speak HTTPS with the certificate chain of this file, in PEM; with --http-key.
+    #[arg(long, env = "QUIRE_HTTP_CERT", value_name = "FILE", requires = "http_key")]
+    pub http_cert: Option<PathBuf>,
+    /// The certificate's private key, in PEM.
+    #[arg(long, env = "QUIRE_HTTP_KEY", value_name = "FILE", requires = "http_cert")]
+    pub http_key: Option<PathBuf>,
     /// Have SQL that comes over HTTP enforce foreign keys.
     #[arg(long, env = "QUIRE_FOREIGN_KEYS")]
     pub foreign_keys: bool,
@@ -169,6 +180,9 @@ impl NodeArgs {
             checkpoint_mib: self.checkpoint_mib.or(file.checkpoint_mib),
             log_retain_mib: self.log_retain_mib.or(file.log_retain_mib),
             scrub_rate_mib: self.scrub_rate_mib.or(file.scrub_rate_mib),
+            auth: self.auth.or(file.auth),
+            http_cert: self.http_cert.or(file.http_cert),
+            http_key: self.http_key.or(file.http_key),
             foreign_keys: self.foreign_keys || file.foreign_keys,
             catch_up_ms: self.catch_up_ms.or(file.catch_up_ms),
         }
@@ -178,9 +192,15 @@ impl NodeArgs {
 /// Flags of every command that asks a running node.
 #[derive(Clone, Debug, Args)]
 pub struct ClientArgs {
-    /// HTTP address of a node.
+    /// HTTP address of a node; https://HOST:PORT if it speaks HTTPS.
     #[arg(long, env = "QUIRE_HTTP_ADDR", default_value = "127.0.0.1:4001", value_name = "HOST:PORT")]
     pub http_addr: String,
+    /// Who asks, if the node lets only its users ask.
+    #[arg(long, env = "QUIRE_USER", value_name = "NAME:PASSWORD", hide_env_values = true)]
+    pub user: Option<String>,
+    /// The CA that vouches for the node's HTTPS, in PEM.
+    #[arg(long, env = "QUIRE_CACERT", value_name = "FILE")]
+    pub cacert: Option<PathBuf>,
     /// Print JSON.
     #[arg(long)]
     pub json: bool,

@@ -10,15 +10,20 @@
 //! | `/leader` | GET | the leader, as one of `/nodes`; 503 while there is none |
 //! | `/leader` | POST | has it step down; body `{"id":"2"}` names a successor; `wait`, `timeout=10s` |
 //! | `/remove` | DELETE | removes the member of the body, `{"id":"2"}`; `timeout=30s` |
+//! | `/metrics`, `/debug/vars` | GET | numbers, for Prometheus and as JSON |
 //! | `/verify` | POST | appends a verification, `files` with file hashes; `{"index":N}` |
 //! | `/verify?index=N` | GET | what this node's databases were at that entry |
 
+pub mod auth;
 pub mod members;
+pub mod metrics;
+pub mod server;
 pub mod sql;
 pub mod status;
 pub mod verify;
 
 use crate::node::Node;
+use auth::Auth;
 use axum::extract::{Request, State};
 use axum::http::{HeaderValue, StatusCode, header};
 use axum::middleware::{self, Next};
@@ -35,7 +40,7 @@ pub const RQLITE_VERSION: &str = concat!("v10.0.0-quire-", env!("CARGO_PKG_VERSI
 const DEADLINE: Duration = Duration::from_secs(60);
 
 /// The routes.
-pub fn router(node: Arc<Node>) -> Router {
+pub fn router(node: Arc<Node>, auth: Option<Arc<Auth>>) -> Router {
     Router::new()
         .route("/db/execute", post(sql::execute))
         .route("/db/query", get(sql::query).post(sql::query))
@@ -45,19 +50,27 @@ pub fn router(node: Arc<Node>) -> Router {
         .route("/nodes", get(status::nodes))
         .route("/leader", get(members::leader).post(members::step_down))
         .route("/remove", delete(members::remove))
+        .route("/metrics", get(metrics::metrics))
+        .route("/debug/vars", get(metrics::vars))
         .route("/verify", get(verify::result).post(verify::start))
         .fallback(|| async { error(StatusCode::NOT_FOUND, "there is no such path") })
         .method_not_allowed_fallback(|| async {
             error(StatusCode::METHOD_NOT_ALLOWED, "this path does not take this method")
         })
-        .layer(middleware::from_fn(common))
+        .layer(middleware::from_fn_with_state(auth, common))
         .with_state(node)
 }
 
-/// What every request has in common: a deadline, rqlite's version header, OPTIONS.
-async fn common(request: Request, next: Next) -> Response {
+/// What every request has in common: who may do it, a deadline, rqlite's version header, OPTIONS.
+async fn common(State(auth): State<Option<Arc<Auth>>>, request: Request, next: Next) -> Response {
+    let needed = auth::needed(request.method(), request.uri().path());
     let mut response = if request.method() == axum::http::Method::OPTIONS {
         StatusCode::OK.into_response()
+    } else if let Some(auth) = &auth
+        && !auth.allows(request.headers(), needed).await
+    {
+        // No body, as rqlite has it.
+        (StatusCode::UNAUTHORIZED, [(header::WWW_AUTHENTICATE, "Basic realm=\"quire\"")]).into_response()
     } else if request.uri().path().starts_with("/db/") {
         // These have deadlines of their own; a write must not be given up while its outcome is open.
         next.run(request).await

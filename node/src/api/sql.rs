@@ -68,7 +68,7 @@ async fn serve(State(node): NodeState, kind: Kind, request: Request) -> Response
     let call = Call { kind, query, text, body };
     let query = call.query.clone();
     let Served { reply, by } = service.serve(&node, call).await;
-    let mut response = respond(reply, &path, &query);
+    let mut response = respond(reply, node.config().http_scheme(), &path, &query);
     if let Some(by) = by.and_then(|by| HeaderValue::from_str(&by).ok()) {
         response.headers_mut().insert("x-rqlite-served-by", by);
     }
@@ -127,7 +127,7 @@ fn failed(status: StatusCode, message: &str, retry: bool) -> Response {
     response
 }
 
-fn respond(reply: Reply, path: &str, query: &str) -> Response {
+fn respond(reply: Reply, scheme: &str, path: &str, query: &str) -> Response {
     const JSON: [(header::HeaderName, &str); 1] = [(header::CONTENT_TYPE, "application/json; charset=utf-8")];
     match reply {
         Reply::Results(body) => (JSON, body).into_response(),
@@ -143,7 +143,7 @@ fn respond(reply: Reply, path: &str, query: &str) -> Response {
         }
         Reply::Redirect(address) => {
             let query = if query.is_empty() { String::new() } else { format!("?{query}") };
-            let location = format!("http://{address}{path}{query}");
+            let location = format!("{scheme}://{address}{path}{query}");
             (StatusCode::MOVED_PERMANENTLY, [(header::LOCATION, location)]).into_response()
         }
     }

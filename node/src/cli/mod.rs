@@ -9,6 +9,7 @@ pub mod host;
 pub mod inspect;
 pub mod leader;
 pub mod local;
+pub mod passwd;
 pub mod recover;
 pub mod remove;
 pub mod run;
@@ -57,6 +58,7 @@ pub fn run(cli: Cli) -> anyhow::Result<ExitCode> {
         Command::Remove(args) => remove::run(&args),
         Command::Leader(args) => leader::run(&args),
         Command::Recover(args) => recover::run(&args),
+        Command::Passwd => passwd::run(),
         Command::Host(args) => host::run(&args),
     }
 }

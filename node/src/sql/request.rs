@@ -335,7 +335,11 @@ mod tests {
         );
         assert_eq!(
             values("[[\"x\", 9223372036854775807, -9223372036854775808, 9223372036854775808]]"),
-            [Value::Integer(i64::MAX), Value::Integer(i64::MIN), Value::Real(9_223_372_036_854_775_808_u64 as f64)]
+            [
+                Value::Integer(i64::MAX),
+                Value::Integer(i64::MIN),
+                Value::Real(9_223_372_036_854_775_808_u64 as f64)
+            ]
         );
         let named = one(r#"[["x", {"a": 1, "b": [7]}]]"#);
         assert_eq!(named.params[0], Param { name: Some("a".into()), value: Value::Integer(1) });
