@@ -124,6 +124,7 @@ pub struct Node {
     registry: Arc<Registry>,
     machine: Arc<Machine>,
     raft: OnceLock<Raft>,
+    sql: OnceLock<Arc<crate::sql::service::Service>>,
     /// Everything that the log held at the start has been applied.
     ready: watch::Sender<bool>,
     started: SystemTime,
@@ -193,6 +194,16 @@ impl Node {
         self.raft.get().expect("raft has been started")
     }
 
+    /// SQL for clients of the HTTP API, once it has started.
+    pub fn sql(&self) -> Option<&Arc<crate::sql::service::Service>> {
+        self.sql.get()
+    }
+
+    /// SQL has started.
+    pub fn attach_sql(&self, service: Arc<crate::sql::service::Service>) {
+        let _ = self.sql.set(service);
+    }
+
     /// Raft's status.
     pub fn raft_status(&self) -> RaftStatus {
         self.raft().status()
@@ -259,6 +270,7 @@ impl Node {
             registry,
             machine,
             raft: OnceLock::from(raft),
+            sql: OnceLock::new(),
             ready: watch::Sender::new(false),
             started: SystemTime::now(),
             started_at: Instant::now(),

@@ -591,6 +591,12 @@ impl Database {
         let _ = settled.await;
     }
 
+    /// Whether nothing waits to be applied, nor is being published.
+    pub fn is_idle(&self) -> bool {
+        let state = self.state();
+        state.queue.is_empty() && !state.running && state.publishing.is_none()
+    }
+
     /// The last entry that was dealt with.
     pub fn dealt_with(&self) -> u64 {
         *self.progress.borrow()

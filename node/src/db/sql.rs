@@ -1,6 +1,6 @@
-//! The daemon's own SQL connections. They go through the quire VFS like an app's. Most have a gate of this process
-//! that lets nobody write: the checkpointer's, the only connections anywhere that may write a database file. Those
-//! that load a database ([`writer`]) are an app's in every respect, and come through the node's socket.
+//! The daemon's own SQL connections. They go through the quire VFS like an app's. Whoever opens one hands in its
+//! gate; without one it is the checkpointer's, the only connection anywhere that may write a database file. A
+//! [`writer`] is an app's in every respect: its gate is the node's socket.
 
 use super::DbError;
 use quire_vfs::format::PageSize;

@@ -5,6 +5,7 @@ mod backup;
 mod contents;
 mod crash_app;
 mod crash_node;
+mod http;
 mod large;
 mod membership;
 mod recover;
