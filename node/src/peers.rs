@@ -47,6 +47,8 @@ pub enum PeerRequest {
         /// Its page size.
         page_size: u32,
     },
+    /// Confirm with a quorum that you lead. For the leader; answered by the last entry that may be committed.
+    ReadIndex,
     /// Append an entry that does nothing. For the leader; answered by its index.
     Barrier,
     /// Append a verification. For the leader; answered by its index.
@@ -218,6 +220,12 @@ pub(crate) async fn serve(node: &Arc<Node>, request: PeerRequest) -> PeerRespons
             return members::announced(node, node_id, peer, voter, committed).await;
         }
         PeerRequest::Remove { node_id } => return members::serve_remove(node, node_id).await,
+        PeerRequest::ReadIndex => {
+            return match raft.read_barrier(ATTEMPT).await {
+                Ok(index) => PeerResponse::Index(index),
+                Err(error) => Err(error).into(),
+            };
+        }
         PeerRequest::StepDown { to } => return raft.hand_over(to).await.map(drop).into(),
         PeerRequest::CreateDatabase { name, page_size } => {
             let Some(page_size) = PageSize::new(page_size) else {

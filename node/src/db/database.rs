@@ -567,6 +567,17 @@ impl Database {
         let _ = settled.await;
     }
 
+    /// Waits until a reader finds everything that has been handed to this database.
+    pub async fn caught_up(self: &Arc<Self>) {
+        let is_idle = {
+            let state = self.state();
+            state.queue.is_empty() && !state.running && state.publishing.is_none()
+        };
+        if !is_idle {
+            self.settled().await;
+        }
+    }
+
     /// The last entry that was dealt with.
     pub fn dealt_with(&self) -> u64 {
         *self.progress.borrow()

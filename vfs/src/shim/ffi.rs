@@ -23,6 +23,7 @@ pub const SQLITE_OK_LOAD_PERMANENTLY: c_int = 256;
 pub const SQLITE_IOERR_WRITE: c_int = SQLITE_IOERR | (3 << 8);
 pub const SQLITE_IOERR_TRUNCATE: c_int = SQLITE_IOERR | (6 << 8);
 pub const SQLITE_IOERR_DELETE: c_int = SQLITE_IOERR | (10 << 8);
+pub const SQLITE_IOERR_SHMLOCK: c_int = SQLITE_IOERR | (20 << 8);
 pub const SQLITE_IOERR_SHMMAP: c_int = SQLITE_IOERR | (21 << 8);
 
 pub const SQLITE_OPEN_READONLY: c_int = 0x1;

@@ -13,9 +13,10 @@
 //! No panic may cross into SQLite: every trampoline that runs code of ours goes through [`guard`]; the
 //! others are one call to the host.
 
-use super::connection::{self, Connection, Verdict};
+use super::connection::{Connection, Verdict};
 use super::ffi::*;
 use super::host::HostFile;
+use super::pragma::{self, Answer};
 use crate::format::wal_index::REGION_SIZE;
 use std::ffi::{CStr, CString, c_char, c_int, c_void};
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -233,23 +234,27 @@ unsafe extern "C" fn main_file_control(file: *mut sqlite3_file, op: c_int, arg: 
     match op {
         // The argument is `char*[4]`: result, name, value (sqlite3.h, SQLITE_FCNTL_PRAGMA).
         SQLITE_FCNTL_PRAGMA => {
-            let refused = guard(SQLITE_ERROR, || {
+            let answered = guard(SQLITE_ERROR, || {
                 // SAFETY: as said; name and value are C strings, the value may be null; the result is to
                 // come from `sqlite3_mprintf`.
                 unsafe {
                     let arg = arg.cast::<*mut c_char>();
                     let text = |p: *const c_char| (!p.is_null()).then(|| CStr::from_ptr(p).to_string_lossy());
                     let (name, value) = (text(*arg.add(1)), text(*arg.add(2)));
-                    let refused =
-                        connection::refused_pragma(name.as_deref().unwrap_or_default(), value.as_deref());
-                    let Some(why) = refused.and_then(|why| CString::new(why).ok()) else { return SQLITE_OK };
+                    let name = name.as_deref().unwrap_or_default();
+                    let (code, text) = match with(file, |c| pragma::answer(c, name, value.as_deref())) {
+                        Answer::Pass => return SQLITE_NOTFOUND,
+                        Answer::Row(text) => (SQLITE_OK, text),
+                        Answer::Error(why) => (SQLITE_ERROR, why),
+                    };
+                    let Ok(text) = CString::new(text.replace('\0', " ")) else { return SQLITE_ERROR };
                     let vfs = &*(*file.cast::<QuireFile>()).vfs;
-                    *arg = (vfs.api().mprintf)(c"%s".as_ptr(), why.as_ptr());
-                    SQLITE_ERROR
+                    *arg = (vfs.api().mprintf)(c"%s".as_ptr(), text.as_ptr());
+                    code
                 }
             });
-            if refused != SQLITE_OK {
-                return refused;
+            if answered != SQLITE_NOTFOUND {
+                return answered;
             }
         }
         // Would grow the database file, which only the node's checkpointer may.
