@@ -5,6 +5,7 @@ use super::ffi::*;
 use super::host::HostFile;
 use super::pages::{Failure, Pages};
 use super::reads::{ReadLevel, Reads};
+use super::writers::Writing;
 use crate::capture::{Action, Capture, Commit};
 use crate::fault;
 use crate::format::transaction::TxnId;
@@ -47,6 +48,8 @@ pub struct Connection {
 /// Between grant and release.
 struct Writer {
     grant: Grant,
+    /// Nothing else that is replicated is written by this handle meanwhile.
+    _writing: Option<Writing>,
     capture: Capture,
     /// The snapshot was old when the grant came; SQLite will say BUSY_SNAPSHOT and may try again.
     stale: bool,
@@ -91,8 +94,8 @@ impl Connection {
     }
 
     /// `xShmLock`. WRITE is the gate's business; CKPT and RECOVER are the node's alone; what remains are
-    /// the readers' slots, which are real locks.
-    pub fn shm_lock(&mut self, offset: c_int, n: c_int, flags: c_int) -> Verdict {
+    /// the readers' slots, which are real locks. `handle` is the address of the `sqlite3` that asks, or 0.
+    pub fn shm_lock(&mut self, offset: c_int, n: c_int, flags: c_int, handle: usize) -> Verdict {
         if flags & SQLITE_SHM_EXCLUSIVE == 0 {
             let locking = flags & SQLITE_SHM_LOCK != 0;
             if locking && offset > WAL_READ_LOCK0 && self.await_checkpoint() {
@@ -110,7 +113,7 @@ impl Connection {
                 self.release();
                 return Verdict::Answer(SQLITE_OK);
             }
-            return Verdict::Answer(self.acquire());
+            return Verdict::Answer(self.acquire(handle));
         }
         if covers(WAL_CKPT_LOCK) || covers(WAL_RECOVER_LOCK) {
             // The node's holder has the real lock, for all of this node.
@@ -226,13 +229,25 @@ impl Connection {
         false
     }
 
-    fn acquire(&mut self) -> c_int {
+    fn acquire(&mut self, handle: usize) -> c_int {
         // Without a read lock it isn't a writer: a reader found the header torn and wants to look at it
         // under the lock, or to recover the WAL (walIndexReadHdr). BUSY makes it read again.
         if self.read_locks == 0 || self.is_checkpointer() || self.writer.is_some() {
             self.may_read = false;
             return SQLITE_BUSY;
         }
+        let name = &self.gate.info().name;
+        let writing = match Writing::begin(handle, name) {
+            Ok(writing) => writing,
+            Err(other) => {
+                let text = format!(
+                    "no write to {name}: this transaction writes to {other}, and can't write to two replicated \
+                     databases; with several attached, begin it with BEGIN, not BEGIN IMMEDIATE"
+                );
+                self.log(SQLITE_READONLY, &text);
+                return SQLITE_READONLY;
+            }
+        };
         let grant = match self.gate.acquire() {
             Ok(grant) => {
                 self.refused.clear();
@@ -259,7 +274,7 @@ impl Connection {
         let page_size = self.gate.info().page_size;
         let capture = Capture::new(page_size, header.max_frame, header.salts);
         let stale = wal_index::raw_header(region0) != self.snapshot;
-        self.writer = Some(Writer { grant, capture, stale });
+        self.writer = Some(Writer { grant, _writing: writing, capture, stale });
         SQLITE_OK
     }
 

@@ -30,6 +30,8 @@ pub struct QuireFile {
     connection: *const Mutex<Connection>,
     vfs: *const super::vfs::QuireVfs,
     name: *const c_char,
+    /// Where SQLite keeps the `sqlite3*` to which the file belongs now; null until it has told.
+    handle: *const *const c_void,
 }
 
 /// Offset of the host's file object behind ours, aligned for any C type.
@@ -68,7 +70,13 @@ pub unsafe fn install(
         Kind::Main => &MAIN,
         Kind::Wal => &WAL,
     };
-    let ours = QuireFile { base: sqlite3_file { methods }, connection: Arc::into_raw(connection), vfs, name };
+    let ours = QuireFile {
+        base: sqlite3_file { methods },
+        connection: Arc::into_raw(connection),
+        vfs,
+        name,
+        handle: std::ptr::null(),
+    };
     // SAFETY: the allocation begins with room for a QuireFile.
     unsafe { file.cast::<QuireFile>().write(ours) };
 }
@@ -257,6 +265,11 @@ unsafe extern "C" fn main_file_control(file: *mut sqlite3_file, op: c_int, arg: 
                 return answered;
             }
         }
+        // The argument is a `sqlite3**`, inside the b-tree object to which the file belongs.
+        SQLITE_FCNTL_PDB => {
+            // SAFETY: SQLite passes an open file of ours; it uses one on one thread at a time.
+            unsafe { (*file.cast::<QuireFile>()).handle = arg.cast() };
+        }
         // Would grow the database file, which only the node's checkpointer may.
         SQLITE_FCNTL_SIZE_HINT => {
             // SAFETY: SQLite passes an open file of ours.
@@ -323,7 +336,10 @@ unsafe extern "C" fn main_shm_lock(file: *mut sqlite3_file, offset: c_int, n: c_
     guard(SQLITE_IOERR, || {
         // SAFETY: SQLite passes an open file of ours.
         unsafe {
-            match with(file, |c| c.shm_lock(offset, n, flags)) {
+            // The b-tree object outlives its file, and is locked by its user during the call (`btree.c`).
+            let handle = (*file.cast::<QuireFile>()).handle;
+            let handle = if handle.is_null() { 0 } else { *handle as usize };
+            match with(file, |c| c.shm_lock(offset, n, flags, handle)) {
                 Verdict::Answer(code) => code,
                 Verdict::Forward => {
                     let code = host(file).shm_lock(offset, n, flags);

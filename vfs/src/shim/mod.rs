@@ -10,6 +10,7 @@
 //! | [`reads`] | how new a read has to be, and what to ask for that |
 //! | [`pragma`] | pragmas: Quire's own, and those that are refused |
 //! | `pages` | a transaction's pages, read back from the WAL piece by piece |
+//! | `writers` | no handle writes to two replicated databases at once |
 //! | [`host`] | safe access to a file of the host's VFS |
 //! | [`extension`] | the entry points of the loadable extension |
 
@@ -22,3 +23,4 @@ mod pages;
 pub mod pragma;
 pub mod reads;
 pub mod vfs;
+mod writers;
