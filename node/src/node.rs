@@ -16,6 +16,7 @@ use crate::config::{Config, Limits};
 use crate::db::database::{Context, Database, Work};
 use crate::db::registry::Registry;
 use crate::db::{DbError, sql};
+use crate::gate::reads::Confirmations;
 use crate::gate::server::SocketError;
 use crate::leadership::Leadership;
 use crate::machine::{Machine, MachineError};
@@ -125,6 +126,7 @@ pub struct Node {
     machine: Arc<Machine>,
     raft: OnceLock<Raft>,
     sql: OnceLock<Arc<crate::sql::service::Service>>,
+    confirmations: Confirmations,
     /// Everything that the log held at the start has been applied.
     ready: watch::Sender<bool>,
     started: SystemTime,
@@ -176,6 +178,11 @@ impl Node {
     /// Whether this node may grant leases now.
     pub fn leadership(&self) -> &Leadership {
         &self.context.leadership
+    }
+
+    /// Up to where a leader was confirmed to have committed.
+    pub(crate) fn confirmations(&self) -> &Confirmations {
+        &self.confirmations
     }
 
     /// When it was started, and for how long it has run.
@@ -271,6 +278,7 @@ impl Node {
             machine,
             raft: OnceLock::from(raft),
             sql: OnceLock::new(),
+            confirmations: Confirmations::default(),
             ready: watch::Sender::new(false),
             started: SystemTime::now(),
             started_at: Instant::now(),

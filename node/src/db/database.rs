@@ -597,6 +597,13 @@ impl Database {
         state.queue.is_empty() && !state.running && state.publishing.is_none()
     }
 
+    /// Waits until a reader finds everything that has been handed to this database.
+    pub async fn caught_up(self: &Arc<Self>) {
+        if !self.is_idle() {
+            self.settled().await;
+        }
+    }
+
     /// The last entry that was dealt with.
     pub fn dealt_with(&self) -> u64 {
         *self.progress.borrow()

@@ -8,6 +8,7 @@ use quire_vfs::format::transaction::TxnId;
 use quire_vfs::gate::proto::{Outcome, Refusal, RefusalCode, WalTarget};
 use quire_vfs::gate::{DatabaseInfo, Gate, Grant};
 use quire_vfs::shim::ffi::Api;
+use quire_vfs::shim::reads::ReadLevel;
 use quire_vfs::shim::vfs::{self, RegisterError};
 use rusqlite::{Connection, OpenFlags, ffi};
 use std::cell::RefCell;
@@ -104,6 +105,8 @@ pub fn writer(database: &Path, socket: &Path) -> Result<Connection, DbError> {
         page_size: None,
         create: false,
         read_only: false,
+        reads: ReadLevel::default(),
+        session: 0,
     };
     let gate = vfs::socket_opener()(&request).map_err(io::Error::other);
     let gate = gate.map_err(DbError::io(database, "opening it"))?;
