@@ -13,6 +13,7 @@ pub mod command;
 pub mod config;
 pub mod core;
 pub mod db;
+pub mod forward;
 pub mod gate;
 pub mod leadership;
 pub mod machine;

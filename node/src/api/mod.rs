@@ -9,10 +9,12 @@
 //! | `/leader` | GET | the leader, as one of `/nodes`; 503 while there is none |
 //! | `/leader` | POST | has it step down; body `{"id":"2"}` names a successor; `wait`, `timeout=10s` |
 //! | `/remove` | DELETE | removes the member of the body, `{"id":"2"}`; `timeout=30s` |
+//! | `/outcome?id=ID` | GET | what became of a transaction; `db=NAME` |
 //! | `/verify` | POST | appends a verification, `files` with file hashes; `{"index":N}` |
 //! | `/verify?index=N` | GET | what this node's databases were at that entry |
 
 pub mod members;
+pub mod outcome;
 pub mod status;
 pub mod verify;
 
@@ -40,6 +42,7 @@ pub fn router(node: Arc<Node>) -> Router {
         .route("/nodes", get(status::nodes))
         .route("/leader", get(members::leader).post(members::step_down))
         .route("/remove", delete(members::remove))
+        .route("/outcome", get(outcome::get))
         .route("/verify", get(verify::result).post(verify::start))
         .fallback(|| async { error(StatusCode::NOT_FOUND, "there is no such path") })
         .method_not_allowed_fallback(|| async {

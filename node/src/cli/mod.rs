@@ -12,6 +12,7 @@ pub mod recover;
 pub mod remove;
 pub mod run;
 pub mod status;
+pub mod tx;
 pub mod verify;
 
 use crate::args::{Cli, Command};
@@ -52,6 +53,7 @@ pub fn run(cli: Cli) -> anyhow::Result<ExitCode> {
         Command::Bench(args) => bench::run(&args),
         Command::Remove(args) => remove::run(&args),
         Command::Leader(args) => leader::run(&args),
+        Command::Tx(args) => tx::run(&args),
         Command::Recover(args) => recover::run(&args),
         Command::Host(args) => host::run(&args),
     }

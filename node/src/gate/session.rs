@@ -4,10 +4,10 @@
 use crate::command::TRANSACTION_PREFIX;
 use crate::core::lease::SessionId;
 use crate::db::database::Database;
-use crate::db::gate::Resolution;
+use crate::db::gate::{Resolution, Route};
+use crate::forward::{self, Fate};
 use crate::node::{Node, OpenError};
 use bytes::{Bytes, BytesMut};
-use quire_raft::ProposeError;
 use quire_vfs::format::FormatError;
 use quire_vfs::format::transaction::{HEADER_SIZE, Piece, TxnId};
 use quire_vfs::gate::proto::{
@@ -27,8 +27,6 @@ use tracing::{debug, warn};
 const HELLO_DEADLINE: Duration = Duration::from_secs(5);
 /// A message that has begun must be complete within this time.
 const MESSAGE_DEADLINE: Duration = Duration::from_secs(30);
-/// One attempt at finding out what became of a transaction.
-const CONCLUDE_ATTEMPT: Duration = Duration::from_secs(10);
 /// No queueing longer than this, whatever is asked.
 const MAX_WAIT: Duration = Duration::from_secs(10);
 
@@ -237,15 +235,15 @@ impl Session {
             }
             database
                 .begin_commit(self.id, token, target, &txn)
-                .map(|(head, outcome)| (txn.id(), head, outcome))
+                .map(|(head, route, outcome)| (txn.id(), head, route, outcome))
         };
-        let (id, head, outcome) = match begun {
+        let (id, head, route, outcome) = match begun {
             Ok(begun) => begun,
             Err(why) => return Ok(Outcome::Refused(why)),
         };
         const { assert!(COMMIT_PREFIX == TRANSACTION_PREFIX) };
         head.write_over(&mut message);
-        let proposal = self.propose(database, id, message.freeze());
+        let proposal = self.propose(database, route, id, message.freeze());
         let deadline = self.node.limits().commit_deadline;
         let outcome = self.outcome(database, id, outcome, deadline, proposal).await;
         if matches!(outcome, Outcome::Committed(_)) {
@@ -258,21 +256,21 @@ impl Session {
     fn propose(
         &self,
         database: &Arc<Database>,
+        route: Route,
         id: TxnId,
         command: Bytes,
     ) -> impl Future<Output = ()> + use<> {
         let (database, node) = (database.clone(), self.node.clone());
         async move {
-            match node.raft().propose(command).await {
-                Ok(_) => {}
-                Err(ProposeError::Unknown { reason, .. }) => {
+            match forward::propose(&node, &database, route, id, command).await {
+                Fate::Decided => {}
+                Fate::Unknown(reason) => {
                     warn!(database = database.name, transaction = %id, "fate of a proposal unknown: {reason}");
-                    // Sent before the barrier, so in the log before it or never.
-                    node.conclude(&database, id, CONCLUDE_ATTEMPT).await;
+                    forward::conclude(&node, &database, id, Some(route)).await;
                 }
-                Err(error) => {
-                    debug!(database = database.name, transaction = %id, "not proposed: {error}");
-                    database.abort_commit(id, &error.to_string());
+                Fate::NotProposed(why) => {
+                    debug!(database = database.name, transaction = %id, "not proposed: {why}");
+                    database.abort_commit(id, &why);
                 }
             }
         }
@@ -300,7 +298,7 @@ impl Session {
                     // It may have been decided in this very moment.
                     break match outcome.try_recv() {
                         Ok(result) => Some(result),
-                        Err(_) => Some(Outcome::Unknown("the commit deadline passed; ask again later".into())),
+                        Err(_) => Some(Outcome::Unknown("the commit deadline passed".into())),
                     };
                 }
             }
@@ -327,7 +325,8 @@ impl Session {
             }
             Resolution::Unproven(outcome) => {
                 let (node, database_too) = (self.node.clone(), database.clone());
-                let conclude = async move { node.conclude(&database_too, id, deadline).await };
+                let route = Some(Route { lessor: node.id(), token: 0 });
+                let conclude = async move { forward::conclude(&node, &database_too, id, route).await };
                 self.outcome(database, id, outcome, deadline, conclude).await
             }
         })

@@ -103,6 +103,11 @@ impl RefusalCode {
         RefusalCode::NotFound,
         RefusalCode::Fenced,
     ];
+
+    /// The code with this number.
+    pub fn from_byte(code: u8) -> Option<RefusalCode> {
+        RefusalCode::ALL.into_iter().find(|c| *c as u8 == code)
+    }
 }
 
 /// What became of a transaction.
@@ -505,7 +510,7 @@ impl Response {
             }
             2 => {
                 let code = r.u8()?;
-                let code = RefusalCode::ALL.into_iter().find(|c| *c as u8 == code);
+                let code = RefusalCode::from_byte(code);
                 let code = code.ok_or_else(|| r.err("unknown refusal".into()))?;
                 Response::Refused(Refusal { code, message: r.string()? })
             }
