@@ -47,7 +47,9 @@ const VERSION: u8 = 1;
 const HEAD: usize = 16;
 /// Requests for a lease that a node has on their way; more wait here. Fewer than a connection has streams, so that
 /// they can't keep out the proposals that they wait for.
-pub const MAX_ASKING: usize = 96;
+pub const MAX_ASKING: usize = 160;
+/// Of these, for one database: a busy one doesn't keep others out.
+pub const MAX_ASKING_FOR_ONE: usize = 24;
 /// No lease is waited for longer in one request.
 const MAX_WAIT: Duration = Duration::from_secs(10);
 /// How much longer than the wait the answer may take; a lease that comes then goes back.
@@ -174,7 +176,11 @@ impl Answer {
         let [kind, code, 0, 0, 0, 0, 0, 0] = *bytes.first_chunk::<8>()? else { return None };
         let text = || String::from_utf8_lossy(bytes.get(8..).unwrap_or_default()).into_owned();
         Some(match kind {
-            1 => Answer::Leased(Lease { token: word(bytes, 8)?, term: word(bytes, 16)?, head: word(bytes, 24)? }),
+            1 => Answer::Leased(Lease {
+                token: word(bytes, 8)?,
+                term: word(bytes, 16)?,
+                head: word(bytes, 24)?,
+            }),
             2 => Answer::Refused(Refusal::new(RefusalCode::from_byte(code)?, text())),
             3 => Answer::Done(word(bytes, 8)?),
             4 => Answer::Unknown(text()),
@@ -198,7 +204,9 @@ pub fn starting() -> Bytes {
 pub async fn serve(node: &Arc<Node>, from: NodeId, bytes: &Bytes) -> Bytes {
     let answer = match Request::decode(bytes) {
         Some(request) => answer(node, from, request).await,
-        None => Answer::refused("the request makes no sense to this node: is it of another version of Quire?"),
+        None => {
+            Answer::refused("the request makes no sense to this node: is it of another version of Quire?")
+        }
     };
     answer.encode()
 }
@@ -244,7 +252,8 @@ async fn answer(node: &Arc<Node>, from: NodeId, request: Request) -> Answer {
                 Ok(id) => {
                     // Not to be cut off halfway.
                     let (node, command) = (node.clone(), command);
-                    let proposing = tokio::spawn(async move { propose_here(&node, &database, id, command).await });
+                    let proposing =
+                        tokio::spawn(async move { propose_here(&node, &database, id, command).await });
                     match proposing.await {
                         Ok(Fate::Decided) => Answer::Done(0),
                         Ok(Fate::NotProposed(why)) => Answer::refused(why),
@@ -258,7 +267,9 @@ async fn answer(node: &Arc<Node>, from: NodeId, request: Request) -> Answer {
             database.take_back(from, token, linger);
             Answer::Done(0)
         }
-        Request::Settle { token, life, id, .. } => settle_here(node, &database, (from, life, token), id).await,
+        Request::Settle { token, life, id, .. } => {
+            settle_here(node, &database, (from, life, token), id).await
+        }
     }
 }
 
@@ -327,7 +338,12 @@ pub async fn propose(
 /// Gets the lease for a session that waits, from the leader, whoever that is and comes to be.
 pub async fn acquire(database: Arc<Database>, session: SessionId, ticket: u64, deadline: Instant) {
     let Some(node) = database.node() else { return };
-    let Ok(Ok(_place)) = tokio::time::timeout_at(deadline.into(), node.asking().acquire()).await else { return };
+    let places = async {
+        let one = database.asking.acquire().await.ok()?;
+        Some((one, node.asking().acquire().await.ok()?))
+    };
+    // In vain: then its time is over, and it is told so.
+    let Ok(Some(_places)) = tokio::time::timeout_at(deadline.into(), places).await else { return };
     let mut status = node.raft().watch();
     let life = node.life();
     while Instant::now() < deadline {
@@ -350,6 +366,7 @@ pub async fn acquire(database: Arc<Database>, session: SessionId, ticket: u64, d
         let wait = deadline.saturating_duration_since(Instant::now());
         let (database_id, wait_ms) = (database.id, wait.as_millis() as u64);
         let request = Request::Acquire { database: database_id, session, ticket, life, wait_ms };
+        database.is_asking(session, ticket);
         let asked = node.raft().request(leader, request.encode(), wait + SLACK);
         let deposed = async { status.wait_for(|status| status.term > now.term).await.map(drop) };
         let why = tokio::select! {
@@ -474,8 +491,11 @@ mod tests {
                 token,
                 command: command.into()
             }),
-            any::<(u64, u64, bool)>()
-                .prop_map(|(db, token, linger)| Request::Release { database: DbId(db), token, linger }),
+            any::<(u64, u64, bool)>().prop_map(|(db, token, linger)| Request::Release {
+                database: DbId(db),
+                token,
+                linger
+            }),
             any::<(u64, u64, u64, [u8; 16])>().prop_map(|(db, token, life, id)| Request::Settle {
                 database: DbId(db),
                 token,
@@ -487,7 +507,11 @@ mod tests {
 
     fn answer() -> impl Strategy<Value = Answer> {
         prop_oneof![
-            any::<(u64, u64, u64)>().prop_map(|(token, term, head)| Answer::Leased(Lease { token, term, head })),
+            any::<(u64, u64, u64)>().prop_map(|(token, term, head)| Answer::Leased(Lease {
+                token,
+                term,
+                head
+            })),
             (0u8..7, "\\PC{0,40}").prop_map(|(code, why)| {
                 Answer::Refused(Refusal::new(RefusalCode::from_byte(code).unwrap(), why))
             }),

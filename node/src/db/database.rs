@@ -360,6 +360,8 @@ pub struct Database {
     pub(super) progress: watch::Sender<u64>,
     /// One checkpoint at a time.
     pub(super) checkpointing: Mutex<()>,
+    /// Places for requests to the leader that wait for the lease there.
+    pub(crate) asking: tokio::sync::Semaphore,
     /// One transfer at a time of a state to this node.
     pub transfers: Arc<tokio::sync::Mutex<()>>,
 }
@@ -532,6 +534,7 @@ impl Database {
             stager,
             progress: watch::Sender::new(index),
             checkpointing: Mutex::new(()),
+            asking: tokio::sync::Semaphore::new(crate::forward::MAX_ASKING_FOR_ONE),
             transfers: Arc::default(),
         })
     }

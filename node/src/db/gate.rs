@@ -41,11 +41,17 @@ pub enum Resolution {
     Unproven(oneshot::Receiver<Outcome>),
 }
 
+/// How much longer than it wants a session waits for the leader's answer, if that was asked in time: the leader may be
+/// far away. Less than apps give their node (`vfs/src/gate/client.rs`).
+const FAR_AWAY: Duration = Duration::from_secs(1);
+
 /// A session that waits for its turn.
 #[derive(Debug)]
 pub(super) struct Waiting {
     ticket: u64,
     deadline: Instant,
+    /// The leader has been asked, and says when it is over.
+    is_asked: bool,
     tx: oneshot::Sender<Result<Grant, Refusal>>,
     /// Why it has not come so far, if there is more to say than that another writer has it.
     why: Option<Refusal>,
@@ -105,7 +111,10 @@ impl Database {
             return rx;
         }
         let deadline = Instant::now() + wait;
-        state.grants.insert(session, Waiting { ticket: 0, deadline, tx, why: None, is_parked: false });
+        state.grants.insert(
+            session,
+            Waiting { ticket: 0, deadline, is_asked: false, tx, why: None, is_parked: false },
+        );
         self.ask(&mut state, session);
         self.advance(&mut state);
         rx
@@ -129,9 +138,15 @@ impl Database {
         state.next_ticket += 1;
         waiting.ticket = state.next_ticket;
         waiting.is_parked = stands_still || is_behind;
+        waiting.is_asked = false;
         if waiting.is_parked {
-            let what = if stands_still { "an app on this node stands still in a transaction" } else { "this node's copy lags" };
-            waiting.why = Some(Refusal::new(RefusalCode::Busy, format!("another writer has {}: {what}", self.name)));
+            let what = if stands_still {
+                "an app on this node stands still in a transaction"
+            } else {
+                "this node's copy lags"
+            };
+            waiting.why =
+                Some(Refusal::new(RefusalCode::Busy, format!("another writer has {}: {what}", self.name)));
             return;
         }
         let (ticket, deadline) = (waiting.ticket, waiting.deadline);
@@ -166,9 +181,25 @@ impl Database {
         Asked::Over
     }
 
-    /// Why a session has not got the lease so far.
+    /// The leader is asked on behalf of a session.
+    pub fn is_asking(&self, session: SessionId, ticket: u64) {
+        let mut state = self.state();
+        if let Some(waiting) = state.grants.get_mut(&session).filter(|waiting| waiting.ticket == ticket) {
+            waiting.is_asked = true;
+        }
+    }
+
+    /// Why a session has not got the lease so far. If its time is over, that is what it is told.
     pub fn has_not(&self, session: SessionId, ticket: u64, why: Refusal) {
-        self.note(&mut self.state(), session, ticket, why);
+        let mut state = self.state();
+        self.note(&mut state, session, ticket, why);
+        let Some(waiting) = state.grants.get_mut(&session).filter(|waiting| waiting.ticket == ticket) else {
+            return;
+        };
+        waiting.is_asked = false;
+        if waiting.deadline <= Instant::now() {
+            self.send_one_away(&mut state, session);
+        }
     }
 
     fn note(&self, state: &mut State, session: SessionId, ticket: u64, why: Refusal) {
@@ -242,11 +273,18 @@ impl Database {
     /// Those whose time is over.
     fn send_away(&self, state: &mut State) {
         let now = Instant::now();
-        let over = state.grants.iter().filter(|(_, waiting)| waiting.deadline <= now).map(|(session, _)| *session);
+        let is_over = |waiting: &Waiting| {
+            waiting.deadline + if waiting.is_asked { FAR_AWAY } else { Duration::ZERO } <= now
+        };
+        let over = state.grants.iter().filter(|(_, waiting)| is_over(waiting)).map(|(session, _)| *session);
         for session in over.collect::<Vec<_>>() {
-            if let Some(Waiting { tx, why, .. }) = state.grants.remove(&session) {
-                let _ = tx.send(Err(why.unwrap_or_else(|| self.busy())));
-            }
+            self.send_one_away(state, session);
+        }
+    }
+
+    fn send_one_away(&self, state: &mut State, session: SessionId) {
+        if let Some(Waiting { tx, why, .. }) = state.grants.remove(&session) {
+            let _ = tx.send(Err(why.unwrap_or_else(|| self.busy())));
         }
     }
 
@@ -292,7 +330,8 @@ impl Database {
         if held.committed.is_none() {
             self.give_back(state, held.lessor, held.lease, linger);
         }
-        let parked = state.grants.iter().filter(|(_, waiting)| waiting.is_parked).map(|(session, _)| *session);
+        let parked =
+            state.grants.iter().filter(|(_, waiting)| waiting.is_parked).map(|(session, _)| *session);
         for session in parked.collect::<Vec<_>>() {
             self.ask(state, session);
         }

@@ -53,14 +53,23 @@ pub struct Bid {
 impl Bid {
     /// Reads it off an entry; an error if the entry is none of a lease's holder.
     pub fn of(command: &Bytes) -> Result<Bid, String> {
-        let id = |body: &Bytes| Transaction::decode(body).map(|txn| txn.id()).map_err(|error| error.to_string());
+        let id =
+            |body: &Bytes| Transaction::decode(body).map(|txn| txn.id()).map_err(|error| error.to_string());
         match Command::decode(command).map_err(|error| error.to_string())? {
-            Command::Transaction { head: h, body } => {
-                Ok(Bid { database: h.database, id: id(&body)?, base: h.base, term: h.lease_term, origin: h.origin })
-            }
-            Command::Part { head: h, body } => {
-                Ok(Bid { database: h.database, id: id(&body)?, base: h.base, term: h.lease_term, origin: h.origin })
-            }
+            Command::Transaction { head: h, body } => Ok(Bid {
+                database: h.database,
+                id: id(&body)?,
+                base: h.base,
+                term: h.lease_term,
+                origin: h.origin,
+            }),
+            Command::Part { head: h, body } => Ok(Bid {
+                database: h.database,
+                id: id(&body)?,
+                base: h.base,
+                term: h.lease_term,
+                origin: h.origin,
+            }),
             _ => Err("it is no transaction".into()),
         }
     }
@@ -161,7 +170,9 @@ impl Database {
                     }
                     Action::GaveWay(who) => {
                         warn!(
-                            database = self.name, node = who.node, session = who.session,
+                            database = self.name,
+                            node = who.node,
+                            session = who.session,
                             "a transaction stands open for longer than the lease timeout, and others wait; its lease \
                              has ended, and its COMMIT will be refused"
                         );
@@ -235,8 +246,8 @@ impl Database {
 
     pub(super) fn lease_ended(&self) -> String {
         format!(
-            "its lease has ended: the transaction stood open for longer than the lease timeout ({:?}) while others \
-             waited, or its node was out of reach",
+            "the lease has expired: the transaction stood open for longer than {:?} (--lease-timeout-ms) while others \
+             waited, or its node was out of the leader's reach",
             self.context.lease_timeout
         )
     }
@@ -287,7 +298,13 @@ impl Database {
     }
 
     /// The next entry is a transaction: what does it do to the database's last entry, and to the lease?
-    pub(super) fn judge(&self, state: &mut State, position: LogPosition, head: &TransactionHead, body: &Bytes) {
+    pub(super) fn judge(
+        &self,
+        state: &mut State,
+        position: LogPosition,
+        head: &TransactionHead,
+        body: &Bytes,
+    ) {
         let Some((id, judged)) = judge(&mut state.head, position, head, body) else { return };
         if let Some(air) = state.air.take_if(|air| air.id == id) {
             if judged == Judged::Counts {
@@ -329,7 +346,9 @@ pub(super) fn judge(
     let (index, term) = (position.index, position.term);
     let entry = Candidate { index, term, base: head.base, lease_term: head.lease_term };
     let last = match txn.piece() {
-        Piece::Last(before) => Some(Last { id: txn.id(), before, db_size: txn.db_size(), first: txn.bounds().0 }),
+        Piece::Last(before) => {
+            Some(Last { id: txn.id(), before, db_size: txn.db_size(), first: txn.bounds().0 })
+        }
         _ => None,
     };
     Some((txn.id(), database.transaction(&entry, txn.id(), last.as_ref())))

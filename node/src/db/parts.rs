@@ -238,6 +238,9 @@ impl Stager {
     }
 }
 
+/// Tells that a part is in the log and counts, or why not.
+pub type PartAnswer = oneshot::Receiver<Result<(), String>>;
+
 /// A part that an app of this node waits for.
 #[derive(Debug)]
 pub(super) struct Sending {
@@ -466,7 +469,7 @@ impl Database {
         token: u64,
         txn: &Transaction<'_>,
         max_bytes: u64,
-    ) -> Result<(PartHead, Route, oneshot::Receiver<Result<(), String>>), String> {
+    ) -> Result<(PartHead, Route, PartAnswer), String> {
         let Piece::Part { sequence } = txn.piece() else {
             return Err("it is no part of a transaction".into());
         };

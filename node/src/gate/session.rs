@@ -27,6 +27,8 @@ use tracing::{debug, warn};
 const HELLO_DEADLINE: Duration = Duration::from_secs(5);
 /// A message that has begun must be complete within this time.
 const MESSAGE_DEADLINE: Duration = Duration::from_secs(30);
+/// How often a session whose time is over looks whether the leader has answered in vain.
+const ANSWER_POLL: Duration = Duration::from_millis(100);
 /// No queueing longer than this, whatever is asked.
 const MAX_WAIT: Duration = Duration::from_secs(10);
 
@@ -196,12 +198,16 @@ impl Session {
             return Ok(Response::Refused(Refusal::new(RefusalCode::Full, why)));
         }
         let mut answer = database.acquire(self.id, wait);
-        let deadline = Instant::now() + wait;
+        let mut deadline = Instant::now() + wait;
         let granted = loop {
             tokio::select! {
                 biased;
                 granted = &mut answer => break granted,
-                () = tokio::time::sleep_until(deadline) => database.expire(),
+                () = tokio::time::sleep_until(deadline) => {
+                    database.expire();
+                    // Not over yet only if the leader's answer is on its way.
+                    deadline = Instant::now() + ANSWER_POLL;
+                }
                 message = self.inbox.next() => {
                     // The app may only wait now; the end of the connection frees its place at once.
                     return match message? {

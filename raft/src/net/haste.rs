@@ -83,7 +83,8 @@ mod tests {
         assert_eq!(hurry.unless(async { Ok::<_, ()>(7) }).await, Some(7));
         assert_eq!(hurry.unless(async { Err::<u8, _>(()) }).await, None);
         let (begun, too) = (hurry.clone(), haste.clone());
-        let waiting = tokio::spawn(async move { begun.unless(std::future::pending::<Result<u8, ()>>()).await });
+        let waiting =
+            tokio::spawn(async move { begun.unless(std::future::pending::<Result<u8, ()>>()).await });
         while !waiting.is_finished() {
             too.hurry(2);
             tokio::task::yield_now().await;
