@@ -67,7 +67,7 @@ pub enum Command {
     #[command(
         long_about = "Look up what became of a transaction whose outcome an app was not told: an error in COMMIT \
         whose line in SQLite's error log says `outcome of transaction ID on NAME unknown`. Any node may be asked; it \
-        remembers each database's last 1024 transactions that it has read from its log since its start."
+        remembers the last 4096 transactions of each database, of those that it has read from its log since its start."
     )]
     Tx(TxArgs),
     /// An app of the demo and the tests; not for other use.
@@ -318,6 +318,9 @@ pub struct BenchArgs {
     /// Seconds per measurement; plain SQLite and Quire take turns.
     #[arg(long, default_value_t = 2, value_name = "S")]
     pub seconds: u64,
+    /// Write on a node that doesn't lead.
+    #[arg(long)]
+    pub follower: bool,
     /// Turns of each.
     #[arg(long, default_value_t = 5, value_name = "N")]
     pub turns: u32,

@@ -4,6 +4,8 @@
 use nix::sys::signal::Signal;
 use quire_tests::admin::{quire_fails, quire_json};
 use quire_tests::crash::{App, DATABASE, PATIENCE, Scene, have_app, stock};
+use serde_json::Value;
+use std::collections::BTreeMap;
 use std::time::Instant;
 
 #[test]
@@ -44,18 +46,14 @@ fn twelve_writers(scene: &Scene) {
     let mut apps: Vec<App> = (0..12).map(|n| scene.app(1 + n % 3)).collect();
     apps.iter_mut().for_each(|app| scene.load(app));
     scene.wait_acks(240);
-    let counts: Vec<usize> = apps
-        .iter_mut()
-        .map(|app| {
-            app.tell("sql SELECT 1");
-            app.until(&["loaded"], PATIENCE);
-            app.until(&["done"], PATIENCE);
-            app.verdicts("ack")
-        })
-        .collect();
+    let counts: Vec<usize> = apps.iter().map(|app| app.verdicts("ack")).collect();
     println!("commits of each writer: {counts:?}");
     let all: usize = counts.iter().sum();
     assert!(counts.iter().all(|&count| count * 12 * 4 >= all), "somebody starves: {counts:?}");
+    for app in &mut apps {
+        app.ask("sql SELECT 1", &["loaded"]);
+        app.until(&["done"], PATIENCE);
+    }
     apps.into_iter().for_each(App::quit);
     let said = scene.said();
     assert!(said.refused.is_empty() && said.unknown.is_empty(), "{said:?}");
@@ -87,84 +85,96 @@ fn stopped(scene: &Scene) {
         let mut asleep = scene.app(node);
         let mut beside = scene.app_with(node, &[], 1);
         let mut other = scene.app(elsewhere);
+        let began = Instant::now();
         let n = scene.number();
         asleep.ask(&format!("hold {n}"), &["held"]);
         asleep.signal(Signal::SIGSTOP);
         scene.must_write(&mut other);
+        println!("  on node {node}: {:.2} s until another wrote", began.elapsed().as_secs_f64());
         scene.must_write(&mut other);
         // Its neighbour on the same node has to wait for the WAL, and keeps nobody else from writing.
         let verdict = scene.write(&mut beside);
         assert!(verdict.starts_with("busy "), "{verdict}");
         scene.must_write(&mut other);
+        println!("  {:.2} s", began.elapsed().as_secs_f64());
         asleep.signal(Signal::SIGCONT);
         let verdict = asleep.ask("commit", &["ack", "refused", "unknown"]);
         assert!(verdict.starts_with(&format!("refused {n} ")), "{verdict}");
         assert!(verdict.contains("lease"), "it says why: {verdict}");
+        println!("  {:.2} s", began.elapsed().as_secs_f64());
         scene.must_write(&mut asleep);
         scene.must_write(&mut beside);
+        println!("  {:.2} s", began.elapsed().as_secs_f64());
         [asleep, beside, other].into_iter().for_each(App::quit);
     }
     scene.check();
 }
 
-/// Leaders are killed while apps on all nodes commit: every outcome is what the log says, and an id that an app was
-/// left with can be looked up.
+/// Nodes are killed and paused while apps on all nodes commit: every outcome is what the log says, and an id that an
+/// app was left with can be looked up.
 fn killed_leaders(scene: &mut Scene) {
     let before = scene.said().acked.len();
     let mut apps: Vec<(u64, App)> = (1..=3).map(|node| (node, scene.app(node))).collect();
     for (_, app) in &mut apps {
         scene.load(app);
     }
-    for round in 0..5 {
+    let mut told = BTreeMap::new();
+    for round in 0..4 {
         scene.wait_acks(20);
         let leader = scene.leader();
-        if round == 1 || round == 3 {
+        if round == 1 {
             // To the others as good as cut off; when it goes on, it doesn't know that it was deposed.
             scene.test.cluster.node(leader).unwrap().signal(Signal::SIGSTOP).unwrap();
             scene.wait_acks(10);
             scene.test.cluster.node(leader).unwrap().signal(Signal::SIGCONT).unwrap();
-            continue;
+        } else {
+            // Also one that doesn't lead: its apps reconnect, and ask.
+            let node = if round == 3 { scene.followers()[0] } else { leader };
+            scene.test.cluster.kill(node).unwrap();
+            scene.wait_acks(10);
+            scene.restart(node);
         }
-        // Also one that doesn't lead: its apps reconnect, and ask.
-        let node = if round == 4 { scene.followers()[0] } else { leader };
-        scene.test.cluster.kill(node).unwrap();
-        scene.wait_acks(10);
-        scene.restart(node);
+        look_up(scene, &apps, &mut told);
     }
     scene.wait_acks(20);
     for (_, app) in &mut apps {
-        app.tell("sql SELECT 1");
-        app.until(&["loaded"], PATIENCE);
+        app.ask("sql SELECT 1", &["loaded"]);
         app.until(&["done"], PATIENCE);
     }
-    let verdicts: Vec<String> = apps.iter().flat_map(|(_, app)| app.lines()).collect();
+    look_up(scene, &apps, &mut told);
     scene.check();
-    let file = scene.test.cluster.node(1).unwrap().database(DATABASE);
-    let found = scene.check_file(&file);
-    let said = scene.said();
-    println!(
-        "{} acknowledged, {} refused, {} unknown",
-        said.acked.len() - before,
-        said.refused.len(),
-        said.unknown.len()
-    );
-    // What the apps were told of a transaction by its id.
-    let http = scene.test.cluster.node(1).unwrap().http.clone();
-    for line in verdicts {
-        let Some(id) = line.split("transaction ").nth(1).and_then(|rest| rest.split(' ').next()) else {
-            continue;
-        };
-        let n: u64 = line.split(' ').nth(1).unwrap().parse().unwrap();
-        let outcome = quire_json(&["tx", id, "--db", DATABASE, "--http-addr", &http]);
-        let committed = outcome["outcome"] == "committed";
-        assert!(committed || outcome["outcome"] != "pending", "{line}: {outcome}");
-        assert_eq!(committed, found.contains(&n), "{line}: {outcome}");
+    let found = scene.check_file(&scene.test.cluster.node(1).unwrap().database(DATABASE));
+    for (n, outcome) in &told {
+        assert_eq!(outcome["outcome"] == "committed", found.contains(n), "{n}: {outcome}");
     }
+    let (acked, refused, unknown) = {
+        let said = scene.said();
+        (said.acked.len() - before, said.refused.len(), said.unknown.len())
+    };
+    for line in apps.iter().flat_map(|(_, app)| app.lines()) {
+        if line.starts_with("refused") || line.starts_with("unknown") {
+            println!("{line}");
+        }
+    }
+    println!("{acked} acknowledged, {refused} refused, {unknown} unknown, {} looked up", told.len());
+
+    let http = scene.test.cluster.node(1).unwrap().http.clone();
     let never = "00000000000000000000000000000007";
     let outcome = quire_json(&["tx", never, "--db", DATABASE, "--http-addr", &http]);
     assert_eq!(outcome["outcome"], "not in the log", "{outcome}");
     let why = quire_fails(&["tx", "xyz", "--http-addr", &http]);
     assert!(why.contains("32 hexadecimal digits"), "{why}");
-    drop(said);
     apps.into_iter().for_each(|(_, app)| app.quit());
+}
+
+/// Looks up the transactions whose ids the apps were told of since the last time.
+fn look_up(scene: &Scene, apps: &[(u64, App)], told: &mut BTreeMap<u64, Value>) {
+    let http = scene.test.cluster.node(scene.leader()).unwrap().http.clone();
+    for line in apps.iter().flat_map(|(_, app)| app.lines()) {
+        let id = line.split("transaction ").nth(1).and_then(|rest| rest.split(' ').next());
+        let n = line.split(' ').nth(1).and_then(|n| n.parse().ok());
+        if let (Some(id), Some(n)) = (id, n) {
+            told.entry(n).or_insert_with(|| quire_json(&["tx", id, "--db", DATABASE, "--http-addr", &http]));
+        }
+    }
 }

@@ -15,7 +15,7 @@ use quire_vfs::format::transaction::TxnId;
 use std::collections::VecDeque;
 
 /// Transactions of a database that are remembered.
-pub const REMEMBERED: usize = 1024;
+pub const REMEMBERED: usize = 4096;
 
 /// What became of an entry.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

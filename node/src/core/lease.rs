@@ -25,8 +25,9 @@ pub type SessionId = u64;
 
 /// How long a writer whose snapshot was old is waited for.
 pub const LINGER: Duration = Duration::from_millis(10);
-/// How long a writer that is told BUSY keeps its seat: longer than SQLite's busy handler pauses.
-const SEAT: Duration = Duration::from_millis(250);
+/// How long a writer that is told BUSY keeps its seat: longer than SQLite's busy handler pauses, also on a machine that
+/// has much to do. Else those who were just served would be back first, again and again.
+const SEAT: Duration = Duration::from_secs(2);
 /// Writers of one node that may wait; and as many may have a seat.
 pub const MAX_WAITING_PER_NODE: usize = 1024;
 /// Writers that may wait altogether; and as many may have a seat.

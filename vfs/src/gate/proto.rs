@@ -79,7 +79,7 @@ impl Refusal {
 pub enum RefusalCode {
     /// Another writer has the database; try again.
     Busy,
-    /// This node does not lead; the message names the leader.
+    /// This node does not lead. Only between nodes: apps write on any.
     NotLeader,
     /// There is no leader or no quorum now; try again.
     Unavailable,
