@@ -11,6 +11,8 @@ pub mod hosts;
 pub mod replicas;
 
 use quire_node::cli::local::LocalCluster;
+use std::hash::{BuildHasher, RandomState};
+use std::net::{IpAddr, Ipv4Addr};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::OnceLock;
@@ -56,6 +58,13 @@ pub fn programs() -> &'static Programs {
     })
 }
 
+/// A loopback address that no other test uses.
+fn own_address() -> IpAddr {
+    let random = RandomState::new().hash_one(std::process::id());
+    let [a, b, c, ..] = random.to_le_bytes();
+    Ipv4Addr::new(127, a | 1, b, c.clamp(1, 254)).into()
+}
+
 /// A cluster in a directory of its own, which goes with it.
 #[derive(Debug)]
 pub struct TestCluster {
@@ -69,7 +78,7 @@ impl TestCluster {
     /// Prepares nodes; none is started.
     pub fn prepare(count: u64) -> TestCluster {
         let dir = tempfile::Builder::new().prefix("quire-test-").tempdir().unwrap();
-        let cluster = LocalCluster::new(&programs().quire, dir.path(), count).unwrap();
+        let cluster = LocalCluster::on(own_address(), &programs().quire, dir.path(), count).unwrap();
         TestCluster { cluster, dir }
     }
 

@@ -7,7 +7,7 @@ use nix::unistd::Pid;
 use quire_raft::ClusterKey;
 use serde_json::Value;
 use std::fs::File;
-use std::net::{TcpListener, UdpSocket};
+use std::net::{IpAddr, Ipv4Addr, TcpListener, UdpSocket};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::thread::sleep;
@@ -38,6 +38,7 @@ pub struct LocalNode {
 pub struct LocalCluster {
     program: PathBuf,
     dir: PathBuf,
+    ip: IpAddr,
     next_id: u64,
     /// The nodes, in order of their ids from 1.
     pub nodes: Vec<LocalNode>,
@@ -60,9 +61,9 @@ pub fn find_extension(named: Option<&Path>) -> anyhow::Result<PathBuf> {
     })
 }
 
-fn free_ports() -> anyhow::Result<(String, String)> {
-    let tcp = TcpListener::bind("127.0.0.1:0")?.local_addr()?;
-    let udp = UdpSocket::bind("127.0.0.1:0")?.local_addr()?;
+fn free_ports(ip: IpAddr) -> anyhow::Result<(String, String)> {
+    let tcp = TcpListener::bind((ip, 0))?.local_addr()?;
+    let udp = UdpSocket::bind((ip, 0))?.local_addr()?;
     Ok((tcp.to_string(), udp.to_string()))
 }
 
@@ -118,10 +119,16 @@ impl LocalNode {
 impl LocalCluster {
     /// Prepares `count` nodes under `dir`, run by `program`; none is started.
     pub fn new(program: &Path, dir: &Path, count: u64) -> anyhow::Result<LocalCluster> {
+        LocalCluster::on(Ipv4Addr::LOCALHOST.into(), program, dir, count)
+    }
+
+    /// The same on an address of its own, such as another one of 127.0.0.0/8: there nobody else, not even an outgoing
+    /// connection, takes the port of a node that is down.
+    pub fn on(ip: IpAddr, program: &Path, dir: &Path, count: u64) -> anyhow::Result<LocalCluster> {
         std::fs::create_dir_all(dir)?;
         ClusterKey::generate(dir.join("cluster.key"))?;
-        let mut cluster =
-            LocalCluster { program: program.to_owned(), dir: dir.to_owned(), next_id: 1, nodes: Vec::new() };
+        let (program, dir) = (program.to_owned(), dir.to_owned());
+        let mut cluster = LocalCluster { program, dir, ip, next_id: 1, nodes: Vec::new() };
         for _ in 0..count {
             cluster.add()?;
         }
@@ -172,7 +179,7 @@ impl LocalCluster {
     /// The kernel may hand out again what another node has been given and doesn't use yet.
     fn unused_ports(&self) -> anyhow::Result<(String, String)> {
         loop {
-            let (http, raft) = free_ports()?;
+            let (http, raft) = free_ports(self.ip)?;
             if self.nodes.iter().all(|node| node.http != http && node.raft != raft) {
                 return Ok((http, raft));
             }

@@ -71,14 +71,13 @@ impl Database {
     /// Brings the database to rest for a moment, and if `wait` says so waits for a checkpoint to end before. `None`:
     /// something is in the way; try again later.
     pub(super) fn rest(self: &Arc<Self>, wait: bool) -> Result<Option<Rest<'_>>, DbError> {
-        let checkpointing = match self.checkpointing.try_lock() {
-            Ok(guard) => guard,
-            Err(TryLockError::Poisoned(guard)) => guard.into_inner(),
+        match self.checkpointing.try_lock() {
             Err(TryLockError::WouldBlock) if wait => {
-                self.checkpointing.lock().unwrap_or_else(PoisonError::into_inner)
+                drop(self.checkpointing.lock().unwrap_or_else(PoisonError::into_inner));
             }
             Err(TryLockError::WouldBlock) => return Ok(None),
-        };
+            Ok(_) | Err(TryLockError::Poisoned(_)) => {}
+        }
         let sql_error = sql::error(self.path(), "taking a snapshot");
         let reader = sql::checkpointer(self.path())?;
         // On the worker's own turn, as under load it is never idle.
@@ -88,6 +87,12 @@ impl Database {
         if at_rest.recv_timeout(PATIENCE).is_err() {
             return Ok(None);
         }
+        // Only now: a worker that is at something else may itself need it.
+        let checkpointing = match self.checkpointing.try_lock() {
+            Ok(guard) => guard,
+            Err(TryLockError::Poisoned(guard)) => guard.into_inner(),
+            Err(TryLockError::WouldBlock) => return Ok(None),
+        };
         reader.execute_batch("BEGIN").map_err(&sql_error)?;
         reader.query_row(READ, [], |_| Ok(())).map_err(&sql_error)?;
         Ok(Some(Rest { reader, checkpointing, go_on }))
