@@ -83,28 +83,23 @@ fn stopped(scene: &Scene) {
     for node in [scene.followers()[0], leader] {
         let elsewhere = (1..=3).find(|&other| other != node && other != leader).unwrap();
         let mut asleep = scene.app(node);
-        let mut beside = scene.app_with(node, &[], 1);
+        let mut beside = scene.app_with(node, &[], 0);
         let mut other = scene.app(elsewhere);
-        let began = Instant::now();
         let n = scene.number();
         asleep.ask(&format!("hold {n}"), &["held"]);
         asleep.signal(Signal::SIGSTOP);
         scene.must_write(&mut other);
-        println!("  on node {node}: {:.2} s until another wrote", began.elapsed().as_secs_f64());
         scene.must_write(&mut other);
         // Its neighbour on the same node has to wait for the WAL, and keeps nobody else from writing.
         let verdict = scene.write(&mut beside);
         assert!(verdict.starts_with("busy "), "{verdict}");
         scene.must_write(&mut other);
-        println!("  {:.2} s", began.elapsed().as_secs_f64());
         asleep.signal(Signal::SIGCONT);
         let verdict = asleep.ask("commit", &["ack", "refused", "unknown"]);
         assert!(verdict.starts_with(&format!("refused {n} ")), "{verdict}");
         assert!(verdict.contains("lease"), "it says why: {verdict}");
-        println!("  {:.2} s", began.elapsed().as_secs_f64());
         scene.must_write(&mut asleep);
         scene.must_write(&mut beside);
-        println!("  {:.2} s", began.elapsed().as_secs_f64());
         [asleep, beside, other].into_iter().for_each(App::quit);
     }
     scene.check();
@@ -155,6 +150,7 @@ fn killed_leaders(scene: &mut Scene) {
         if line.starts_with("refused") || line.starts_with("unknown") {
             println!("{line}");
         }
+        if line.contains("applying what") { println!("{}", scene.test.cluster.logs(400)); }
     }
     println!("{acked} acknowledged, {refused} refused, {unknown} unknown, {} looked up", told.len());
 
