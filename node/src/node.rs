@@ -6,10 +6,12 @@
 //! DIR/cluster.key   unless --cluster-key names another file
 //! DIR/manifest      the state machine's durable position
 //! DIR/raft/         Raft's log and vote
+//! DIR/staging/      databases on their way in or out; emptied at the start
 //! DIR/db/           databases, and the socket quire.sock
 //! ```
 
 use crate::access::{Access, AccessError};
+use crate::command::DbId;
 use crate::config::{Config, Limits};
 use crate::db::database::{Context, Database, first_token};
 use crate::db::registry::Registry;
@@ -41,6 +43,8 @@ const OPEN_DEADLINE: Duration = Duration::from_secs(8);
 const CHECKPOINT_INTERVAL: Duration = Duration::from_secs(60);
 /// How often the log is looked at.
 const LOG_INTERVAL: Duration = Duration::from_secs(2);
+/// How long a node that is told to stop may take to purge its log.
+const PURGE_AT_STOP: Duration = Duration::from_secs(5);
 /// When a restart would have to read more log than this, in bytes, all that changed is checkpointed at once.
 const MAX_REPLAY: u64 = 256 << 20;
 
@@ -237,6 +241,7 @@ impl Node {
             checkpoints,
             repairs,
             checkpoint_bytes: config.checkpoint_bytes,
+            unstaged: watch::Sender::default(),
             flushed: OnceLock::new(),
             lease_timeout: config.lease_timeout,
             node: OnceLock::new(),
@@ -392,6 +397,14 @@ impl Node {
         self.registry.find(name).ok_or_else(|| OpenError::Unavailable(format!("{name} was dropped again")))
     }
 
+    /// Drops a database on all nodes; on this one it is gone when this returns.
+    pub async fn drop_database(self: &Arc<Self>, id: DbId, patience: Duration) -> Result<(), LeaderError> {
+        let deadline = tokio::time::Instant::now() + patience;
+        let index = peers::ask_leader(self, PeerRequest::DropDatabase { id: id.0 }, patience).await?;
+        let applied = tokio::time::timeout_at(deadline, self.wait_taken(index)).await;
+        applied.map_err(|_| LeaderError::Unavailable("dropping it takes long; look again".into()))
+    }
+
     /// Has all nodes record their checksums at one entry, and returns its index.
     pub async fn verify(
         self: &Arc<Self>,
@@ -414,6 +427,8 @@ impl Node {
             node.store_manifest();
         })
         .await;
+        // What the next start needn't read.
+        let _ = tokio::time::timeout(PURGE_AT_STOP, self.purge_log()).await;
         self.raft().shutdown().await;
     }
 

@@ -48,6 +48,11 @@ pub enum PeerRequest {
         /// Its page size.
         page_size: u32,
     },
+    /// Drop a database. For the leader; answered by the index to wait for.
+    DropDatabase {
+        /// Its id.
+        id: u64,
+    },
     /// Append an entry that does nothing. For the leader; answered by its index.
     Barrier,
     /// Append that no more parts of a large transaction will come. For the leader; answered by its index.
@@ -242,6 +247,7 @@ pub(crate) async fn serve(node: &Arc<Node>, request: PeerRequest) -> PeerRespons
             }
             Command::CreateDatabase { name, page_size }
         }
+        PeerRequest::DropDatabase { id } => Command::DropDatabase { database: DbId(id) },
         PeerRequest::Barrier => Command::Barrier { nonce: nonce() },
         PeerRequest::Void { database, transaction } => {
             Command::Void { database: DbId(database), transaction: TxnId(transaction) }

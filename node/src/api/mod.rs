@@ -12,9 +12,19 @@
 //! | `/outcome?id=ID` | GET | what became of a transaction; `db=NAME` |
 //! | `/verify` | POST | appends a verification, `files` with file hashes; `{"index":N}` |
 //! | `/verify?index=N` | GET | what this node's databases were at that entry |
+//! | `/db/backup` | GET | a database as a file or a script, see [`backup`] |
+//! | `/db/load` | POST | a file or a script becomes a database, see [`load`] |
+//! | `/db/list` | GET | JSON list of the databases, see [`databases`] |
+//! | `/db/create` | POST | creates the database `db=NAME`, with `page_size=N` |
+//! | `/db/drop` | POST | drops the database `db=NAME` |
 
+pub mod backup;
+pub mod databases;
+pub mod exchange;
+pub mod load;
 pub mod members;
 pub mod outcome;
+mod sink;
 pub mod status;
 pub mod verify;
 
@@ -44,6 +54,7 @@ pub fn router(node: Arc<Node>) -> Router {
         .route("/remove", delete(members::remove))
         .route("/outcome", get(outcome::get))
         .route("/verify", get(verify::result).post(verify::start))
+        .merge(exchange::router(node.clone()))
         .fallback(|| async { error(StatusCode::NOT_FOUND, "there is no such path") })
         .method_not_allowed_fallback(|| async {
             error(StatusCode::METHOD_NOT_ALLOWED, "this path does not take this method")
@@ -57,7 +68,10 @@ async fn common(request: Request, next: Next) -> Response {
     let mut response = if request.method() == axum::http::Method::OPTIONS {
         StatusCode::OK.into_response()
     } else {
-        match tokio::time::timeout(DEADLINE, next.run(request)).await {
+        // A database may take its time to come; `load` has deadlines of its own.
+        let deadline =
+            if request.uri().path() == exchange::LOAD { exchange::LOAD_DEADLINE } else { DEADLINE };
+        match tokio::time::timeout(deadline, next.run(request)).await {
             Ok(response) => response,
             Err(_) => error(StatusCode::REQUEST_TIMEOUT, "the request took too long"),
         }

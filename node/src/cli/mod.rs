@@ -1,8 +1,10 @@
 //! The command line.
 
 pub mod app;
+pub mod backup;
 pub mod bench;
 pub mod client;
+pub mod db;
 pub mod demo;
 pub mod host;
 pub mod inspect;
@@ -10,6 +12,7 @@ pub mod leader;
 pub mod local;
 pub mod recover;
 pub mod remove;
+pub mod restore;
 pub mod run;
 pub mod status;
 pub mod tx;
@@ -49,6 +52,9 @@ pub fn run(cli: Cli) -> anyhow::Result<ExitCode> {
         Command::Demo(args) => demo::run(&args),
         Command::Status(args) => status::run(&args),
         Command::Verify(args) => verify::run(&args),
+        Command::Db(args) => db::run(&args.what),
+        Command::Backup(args) => backup::run(&args),
+        Command::Restore(args) => restore::run(&args),
         Command::Inspect(args) => inspect::run(&args.what),
         Command::Bench(args) => bench::run(&args),
         Command::Remove(args) => remove::run(&args),

@@ -35,14 +35,16 @@ use bytes::Bytes;
 use quire_raft::LogPosition;
 use quire_vfs::format::checksum::{DbChecksum, HashDelta, PageHashes};
 use quire_vfs::format::transaction::TxnId;
+use quire_vfs::format::wal::frame_offset;
 use quire_vfs::format::wal_index::{self, WalIndex};
-use quire_vfs::format::{PageNo, PageSize};
+use quire_vfs::format::{FrameNo, PageNo, PageSize};
 use quire_vfs::gate::lock::GateLock;
 use quire_vfs::gate::proto::{Outcome, Refusal, WalTarget};
 use quire_vfs::holder::{Holder, IndexLock};
 use std::collections::{BTreeSet, HashMap, VecDeque};
 use std::io;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError, Weak};
 use std::time::{Duration, Instant};
 use tokio::sync::{mpsc, oneshot, watch};
@@ -63,6 +65,8 @@ pub struct Context {
     pub repairs: mpsc::UnboundedSender<DbId>,
     /// Bytes of pages after which a WAL counts as long.
     pub checkpoint_bytes: u64,
+    /// Bytes of parts of large transactions that are yet to be staged.
+    pub unstaged: watch::Sender<usize>,
     /// How far the log is on this node's disk, once Raft has started.
     pub flushed: OnceLock<watch::Receiver<u64>>,
     /// How long a writer may hold the lease without progress while others wait.
@@ -80,6 +84,13 @@ impl Context {
     /// Whether a node that last did something at this time is up, as far as this leader can tell.
     pub fn hears(&self, node: u64, since: Instant) -> bool {
         node == self.node_id || self.leadership.hears(node, since)
+    }
+
+    /// Resolves when not too much waits to be staged, for which nothing but the disk is needed: read again from the
+    /// log, a large transaction would come faster than it is written.
+    pub async fn room(unstaged: watch::Sender<usize>) {
+        const MAX_UNSTAGED: usize = 32 << 20;
+        let _ = unstaged.subscribe().wait_for(|bytes| *bytes < MAX_UNSTAGED).await;
     }
 
     /// Asks for a checkpoint of a database again, after a pause: something was in its way.
@@ -154,6 +165,8 @@ pub enum Work {
     },
     /// Copy all of the WAL into the database file while nobody publishes.
     Checkpoint,
+    /// The database was dropped: who waits for it is told.
+    Drop,
     /// Install a state of another node.
     Install {
         /// The state.
@@ -278,6 +291,8 @@ pub(super) struct State {
     pub checkpoint_asked: bool,
     /// When the worker last closed the WAL.
     pub closed_at: Option<Instant>,
+    /// Bytes of WAL from which on it is looked whether a reader keeps it.
+    pub look_at_wal: u64,
     /// While a fenced database gets its state from another node: entries after this one wait for it.
     pub hold: Option<u64>,
     /// Bytes of the entries that wait for that.
@@ -330,6 +345,8 @@ pub struct Progress {
 
 /// How many recent transactions are remembered.
 const RECENT: usize = super::side_file::RING_LEN as usize;
+/// A WAL of so many times the size at which it should start anew is kept from that by somebody.
+const LONG_WAL: u64 = 2;
 /// How many verifications are remembered.
 pub(super) const VERIFICATIONS: usize = 16;
 
@@ -358,6 +375,7 @@ pub struct Database {
     pub(super) stager: Arc<Stager>,
     /// The last entry that was dealt with, for those who wait for it.
     pub(super) progress: watch::Sender<u64>,
+    pub(super) dropped: AtomicBool,
     /// One checkpoint at a time.
     pub(super) checkpointing: Mutex<()>,
     /// Places for requests to the leader that wait for the lease there.
@@ -387,6 +405,10 @@ pub struct DatabaseStatus {
     pub wal_frames: u32,
     /// Frames that are in the database file too.
     pub wal_backfilled: u32,
+    /// Bytes of the WAL that are in use.
+    pub wal_bytes: u64,
+    /// The WAL is long, and a reader on this node keeps it from starting anew.
+    pub wal_kept_by_reader: bool,
     /// Parts of an unfinished large transaction.
     pub unfinished_parts: u32,
     /// Entries that wait to be applied here.
@@ -437,7 +459,7 @@ impl Database {
             let beside = durable.target > base && durable.target < index;
             durable.position.index == index || (durable.position.index <= base && !beside)
         });
-        let stager = Arc::new(Stager::new(path, context.runtime.clone())?);
+        let stager = Arc::new(Stager::new(path, context.runtime.clone(), context.unstaged.clone())?);
         let published = match plan {
             Plan::Rebuild => {
                 // A checkpoint was cut short: the file may hold pages of entries that are yet to come again, so
@@ -504,6 +526,7 @@ impl Database {
             verifications: VecDeque::new(),
             checkpoint_asked: false,
             closed_at: None,
+            look_at_wal: 0,
             hold: None,
             held_bytes: 0,
             installed: None,
@@ -533,6 +556,7 @@ impl Database {
             files: Mutex::new(Files { wal, side }),
             stager,
             progress: watch::Sender::new(index),
+            dropped: AtomicBool::new(false),
             checkpointing: Mutex::new(()),
             asking: tokio::sync::Semaphore::new(crate::forward::MAX_ASKING_FOR_ONE),
             transfers: Arc::default(),
@@ -685,6 +709,7 @@ impl Database {
         let region0 = self.holder.region(0).ok();
         let header = region0.and_then(wal_index::read_header);
         let backfilled = region0.map_or(0, |region| wal_index::backfilled(region).0);
+        let wal_bytes = header.map_or(0, |header| self.wal_bytes(header.max_frame));
         let state = self.state();
         DatabaseStatus {
             id: self.id.0,
@@ -696,6 +721,8 @@ impl Database {
             checksum: state.hashes.checksum().to_string(),
             wal_frames: header.map_or(0, |header| header.max_frame.0),
             wal_backfilled: backfilled,
+            wal_bytes,
+            wal_kept_by_reader: wal_bytes >= LONG_WAL * self.wal_limit() && self.is_read(),
             unfinished_parts: state.large.parts(),
             queued: state.queue.len() + usize::from(state.running),
             waiting: state.lease.waiting().max(state.grants.len()),
@@ -750,6 +777,7 @@ impl Database {
         let Some(header) = wal_index::read_header(region0) else { return };
         let lacking = header.max_frame.0.saturating_sub(wal_index::backfilled(region0).0);
         let bytes = |frames: u32| u64::from(frames) * u64::from(self.page_size.get());
+        self.watch_readers(state, self.wal_bytes(header.max_frame));
         if bytes(lacking) >= self.context.checkpoint_bytes {
             if !state.checkpoint_asked {
                 state.checkpoint_asked = self.context.checkpoints.send(self.id).is_ok();
@@ -761,6 +789,44 @@ impl Database {
             state.closed_at = Some(Instant::now());
             state.queue.push_back(Work::Checkpoint);
             self.wake(state);
+        }
+    }
+}
+
+impl Database {
+    fn wal_bytes(&self, frames: FrameNo) -> u64 {
+        if frames.0 == 0 { 0 } else { frame_offset(FrameNo(frames.0 + 1), self.page_size) }
+    }
+
+    /// Whether somebody reads from the WAL at this moment: an app, a stock reader, a backup.
+    fn is_read(&self) -> bool {
+        match self.holder.try_lock(IndexLock::Readers) {
+            Ok(true) => {
+                self.holder.unlock(IndexLock::Readers);
+                false
+            }
+            Ok(false) => true,
+            Err(_) => false,
+        }
+    }
+
+    /// Says so when a reader makes the WAL grow, and again each time that it has doubled.
+    fn watch_readers(&self, state: &mut State, bytes: u64) {
+        let long = LONG_WAL * self.wal_limit();
+        if bytes < long {
+            state.look_at_wal = long;
+        } else if bytes >= state.look_at_wal {
+            if self.is_read() {
+                warn!(
+                    database = self.name,
+                    wal_mib = bytes >> 20,
+                    "its WAL grows: a reader of an old state on this node keeps it from starting anew"
+                );
+                state.look_at_wal = 2 * bytes;
+            } else {
+                // Nobody at this moment; not to be asked at each commit.
+                state.look_at_wal = bytes + long / 8;
+            }
         }
     }
 }

@@ -106,7 +106,7 @@ impl Database {
     ) -> oneshot::Receiver<Result<Grant, Refusal>> {
         let (tx, rx) = oneshot::channel();
         let mut state = self.state();
-        if let Some(refusal) = self.is_fenced(&state) {
+        if let Some(refusal) = self.is_closed(&state) {
             let _ = tx.send(Err(refusal));
             return rx;
         }
@@ -125,7 +125,11 @@ impl Database {
         self.advance(&mut self.state());
     }
 
-    fn is_fenced(&self, state: &State) -> Option<Refusal> {
+    /// Why nobody may write it on this node, if that is so.
+    fn is_closed(&self, state: &State) -> Option<Refusal> {
+        if self.is_dropped() {
+            return Some(Refusal::new(RefusalCode::NotFound, format!("{} was dropped; close it", self.name)));
+        }
         let why = state.fenced.as_ref()?;
         Some(Refusal::new(RefusalCode::Fenced, format!("{} is fenced on this node: {why}", self.name)))
     }
@@ -280,6 +284,11 @@ impl Database {
         for session in over.collect::<Vec<_>>() {
             self.send_one_away(state, session);
         }
+        if self.is_dropped()
+            && let Some(refusal) = self.is_closed(state)
+        {
+            state.grants.drain().for_each(|(_, waiting)| drop(waiting.tx.send(Err(refusal.clone()))));
+        }
     }
 
     fn send_one_away(&self, state: &mut State, session: SessionId) {
@@ -294,7 +303,7 @@ impl Database {
         let Some(Arrived { session, ticket, lease, lessor }) = state.arrived else { return false };
         let is_wanted = state.grants.get(&session).is_some_and(|waiting| waiting.ticket == ticket);
         let last = state.rule.last();
-        if is_wanted && let Some(refusal) = self.is_fenced(state) {
+        if is_wanted && let Some(refusal) = self.is_closed(state) {
             state.arrived = None;
             if let Some(waiting) = state.grants.remove(&session) {
                 let _ = waiting.tx.send(Err(refusal));
@@ -396,7 +405,7 @@ impl Database {
         if txn.page_size() != self.page_size {
             return Err(format!("pages of {} bytes, the database has {}", txn.page_size(), self.page_size));
         }
-        if let Some(refusal) = self.is_fenced(state) {
+        if let Some(refusal) = self.is_closed(state) {
             return Err(refusal.message);
         }
         let held = state.held.as_ref().filter(|held| held.lease.token == token && held.session == session);

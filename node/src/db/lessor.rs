@@ -78,6 +78,9 @@ impl Bid {
 impl Database {
     /// In which term, and on which entry, this node may grant leases.
     fn leasing(&self, state: &State) -> Result<Open, Refusal> {
+        if self.is_dropped() {
+            return Err(Refusal::new(RefusalCode::NotFound, format!("{} was dropped", self.name)));
+        }
         let term = self.context.leadership.leading()?;
         let lacking = || {
             let why = format!("the leader lacks entries of {} and is getting them; try again", self.name);

@@ -146,12 +146,6 @@ fn killed_leaders(scene: &mut Scene) {
         let said = scene.said();
         (said.acked.len() - before, said.refused.len(), said.unknown.len())
     };
-    for line in apps.iter().flat_map(|(_, app)| app.lines()) {
-        if line.starts_with("refused") || line.starts_with("unknown") {
-            println!("{line}");
-        }
-        if line.contains("applying what") { println!("{}", scene.test.cluster.logs(400)); }
-    }
     println!("{acked} acknowledged, {refused} refused, {unknown} unknown, {} looked up", told.len());
 
     let http = scene.test.cluster.node(1).unwrap().http.clone();

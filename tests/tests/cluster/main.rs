@@ -2,6 +2,7 @@
 //! elections, for nodes that start, for what has to be caught up.
 
 mod any_node;
+mod backup;
 mod contents;
 mod crash_app;
 mod crash_node;

@@ -64,6 +64,11 @@ pub trait Gate: Send {
     /// Gives the right back. With `linger` the writer wants to try again at once.
     fn release(&mut self, grant: Grant, linger: bool);
 
+    /// Whether another database has taken the place of the one that was opened.
+    fn is_replaced(&self) -> bool {
+        false
+    }
+
     /// Whether this connection is the node's own checkpointer.
     fn is_checkpointer(&self) -> bool {
         false

@@ -67,6 +67,11 @@ impl Connection {
         log(&self.api, code, message);
     }
 
+    /// Whether another database has taken the place of the one that was opened.
+    pub fn is_replaced(&self) -> bool {
+        self.gate.is_replaced()
+    }
+
     /// SQLite mapped the first region of the wal-index.
     pub fn mapped(&mut self, region0: &'static Region) {
         self.region0 = Some(region0);
