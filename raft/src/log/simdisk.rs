@@ -15,8 +15,6 @@ use std::io;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard};
 
-use bytes::Bytes;
-
 use super::disk::{Disk, DiskFile};
 
 pub(crate) const SECTOR: usize = 512;
