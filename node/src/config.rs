@@ -47,6 +47,12 @@ pub struct Config {
     pub log_retain_bytes: u64,
     /// Bytes that are scrubbed in a second; 0: none.
     pub scrub_bytes_per_second: u64,
+    /// Who may use HTTP.
+    pub auth: Option<PathBuf>,
+    /// Certificate and key for HTTPS.
+    pub https: Option<(PathBuf, PathBuf)>,
+    /// Whether the connections of the HTTP API enforce foreign keys.
+    pub foreign_keys: bool,
 }
 
 /// Bounds on one transaction.
@@ -77,6 +83,11 @@ pub enum ConfigError {
 }
 
 impl Config {
+    /// The scheme of URLs of this cluster's HTTP.
+    pub fn http_scheme(&self) -> &'static str {
+        if self.https.is_some() { "https" } else { "http" }
+    }
+
     /// Validates what the user gave.
     pub fn new(args: NodeArgs) -> Result<Config, ConfigError> {
         let bad = |flag, reason: String| Err(ConfigError::Value { flag, reason });
@@ -158,6 +169,11 @@ impl Config {
         if !(1..=32_768).contains(&part_kib) {
             return bad("--part-kib", format!("{part_kib} is not from 1 to 32768"));
         }
+        let https = match (args.http_cert, args.http_key) {
+            (Some(cert), Some(key)) => Some((cert, key)),
+            (None, None) => None,
+            _ => return bad("--http-cert", "certificate and key (--http-key) go together".into()),
+        };
         let commit_deadline = Duration::from_millis(deadline);
         Ok(Config {
             data_dir,
@@ -179,6 +195,9 @@ impl Config {
             checkpoint_bytes: checkpoint_mib << 20,
             log_retain_bytes: log_retain_mib << 20,
             scrub_bytes_per_second: scrub_rate_mib << 20,
+            auth: args.auth,
+            https,
+            foreign_keys: args.foreign_keys,
         })
     }
 }

@@ -26,4 +26,5 @@ pub mod peers;
 pub mod recover;
 pub mod repair;
 pub mod script;
+pub mod sql;
 pub mod transfer;

@@ -358,6 +358,13 @@ impl Raft {
         self.inner.status.clone()
     }
 
+    /// How long ago this node last heard of a leader, or voted. `None` if it never did, or the core doesn't answer.
+    pub async fn leader_contact(&self) -> Option<Duration> {
+        let modified = self.inner.core.with_raft_state(|state| state.vote_last_modified());
+        let modified = timed(PING, "leader contact", modified).await.ok()?.ok()??;
+        Some(openraft::Instant::elapsed(&modified))
+    }
+
     /// The highest log index that is durable on this node's disk (0 while there is none). It can step back, when a
     /// deposed leader's tail is dropped.
     pub fn flushed(&self) -> watch::Receiver<u64> {

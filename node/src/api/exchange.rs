@@ -8,14 +8,11 @@ use axum::routing::{get, post};
 use quire_vfs::gate::proto::RefusalCode;
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::time::Duration;
 use tokio::sync::Semaphore;
 use tracing::error;
 
 /// The path that takes databases.
 pub(super) const LOAD: &str = "/db/load";
-/// No load takes longer.
-pub(super) const LOAD_DEADLINE: Duration = Duration::from_secs(6 * 3600);
 /// Backups that a node sends at once.
 const MAX_BACKUPS: usize = 8;
 /// Loads that it takes at once.

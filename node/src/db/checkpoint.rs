@@ -30,7 +30,6 @@ use quire_vfs::holder::Holder;
 use sha2::{Digest, Sha256};
 use std::collections::BTreeSet;
 use std::io;
-use std::sync::atomic::Ordering;
 use std::sync::{Arc, TryLockError};
 use std::time::{Duration, Instant};
 use tracing::{debug, warn};
@@ -80,7 +79,7 @@ impl Database {
     /// A checkpoint of everything, on the worker, so that nobody publishes meanwhile. `Ok(false)`: readers or
     /// another checkpoint held it up.
     pub(super) fn checkpoint_all(&self) -> Result<bool, DbError> {
-        // Whoever has it may be waiting for the worker.
+        // The worker waits for no other checkpoint.
         let _guard = match self.checkpointing.try_lock() {
             Ok(guard) => guard,
             Err(TryLockError::Poisoned(guard)) => guard.into_inner(),
@@ -93,16 +92,14 @@ impl Database {
     /// SHA-256 of the database file with everything up to `index` in it. On the worker.
     pub(super) fn hash_file(&self, index: u64) -> Result<String, DbError> {
         let deadline = Instant::now() + PATIENCE;
-        self.worker_waits.store(true, Ordering::SeqCst);
-        let done = loop {
-            match self.checkpoint_all() {
-                Ok(false) if Instant::now() < deadline => std::thread::sleep(Duration::from_millis(20)),
-                other => break other,
+        while !self.checkpoint_all()? {
+            if Instant::now() >= deadline {
+                return Err(self.io(
+                    "checkpointing it for a verification",
+                    "a reader of an old snapshot or another checkpoint is in the way",
+                ));
             }
-        };
-        self.worker_waits.store(false, Ordering::SeqCst);
-        if !done? {
-            return Err(self.io("checkpointing it for a verification", "a reader holds an old snapshot"));
+            std::thread::sleep(Duration::from_millis(20));
         }
         let pages = self.state().hashes.len();
         let size = self.holder.file_size()?;

@@ -331,8 +331,6 @@ pub struct Database {
     pub(super) dropped: AtomicBool,
     /// One checkpoint at a time.
     pub(super) checkpointing: Mutex<()>,
-    /// The worker waits for its turn at that: whoever has it and waits for the worker must give way.
-    pub(super) worker_waits: AtomicBool,
     /// One transfer at a time of a state to this node.
     pub transfers: Arc<tokio::sync::Mutex<()>>,
 }
@@ -505,7 +503,6 @@ impl Database {
             progress: watch::Sender::new(index),
             dropped: AtomicBool::new(false),
             checkpointing: Mutex::new(()),
-            worker_waits: AtomicBool::new(false),
             transfers: Arc::default(),
         })
     }
@@ -592,6 +589,19 @@ impl Database {
         let (done, settled) = oneshot::channel();
         self.enqueue(Work::Signal(done));
         let _ = settled.await;
+    }
+
+    /// Whether nothing waits to be applied, nor is being published.
+    pub fn is_idle(&self) -> bool {
+        let state = self.state();
+        state.queue.is_empty() && !state.running && state.publishing.is_none()
+    }
+
+    /// Waits until a reader finds everything that has been handed to this database.
+    pub async fn caught_up(self: &Arc<Self>) {
+        if !self.is_idle() {
+            self.settled().await;
+        }
     }
 
     /// The last entry that was dealt with.

@@ -17,15 +17,12 @@ use rusqlite::Connection;
 use std::fs::File;
 use std::io;
 use std::os::unix::fs::FileExt;
-use std::sync::atomic::Ordering;
-use std::sync::mpsc::{RecvTimeoutError, SyncSender, sync_channel};
+use std::sync::mpsc::{SyncSender, sync_channel};
 use std::sync::{Arc, MutexGuard, PoisonError, TryLockError};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 /// How long to wait for the worker to come to rest.
 const PATIENCE: Duration = Duration::from_secs(10);
-/// How often to look whether the worker waits for what is held here.
-const LOOK: Duration = Duration::from_millis(50);
 /// Makes SQLite take a snapshot, and read nothing but the database header: a damaged schema must be no hindrance.
 const READ: &str = "PRAGMA user_version";
 
@@ -75,14 +72,13 @@ impl Database {
     /// Brings the database to rest for a moment, and if `wait` says so waits for a checkpoint to end before. `None`:
     /// something is in the way; try again later.
     pub(super) fn rest(self: &Arc<Self>, wait: bool) -> Result<Option<Rest<'_>>, DbError> {
-        let checkpointing = match self.checkpointing.try_lock() {
-            Ok(guard) => guard,
-            Err(TryLockError::Poisoned(guard)) => guard.into_inner(),
+        match self.checkpointing.try_lock() {
             Err(TryLockError::WouldBlock) if wait => {
-                self.checkpointing.lock().unwrap_or_else(PoisonError::into_inner)
+                drop(self.checkpointing.lock().unwrap_or_else(PoisonError::into_inner));
             }
             Err(TryLockError::WouldBlock) => return Ok(None),
-        };
+            Ok(_) | Err(TryLockError::Poisoned(_)) => {}
+        }
         let sql_error = sql::error(self.path(), "taking a snapshot");
         let reader = sql::checkpointer(self.path())?;
         self.still_there()?;
@@ -90,13 +86,15 @@ impl Database {
         let (paused, at_rest) = sync_channel(1);
         let (go_on, resume) = sync_channel::<()>(1);
         self.enqueue_before_held(Work::Pause { paused, resume });
-        let deadline = Instant::now() + PATIENCE;
-        while let Err(why) = at_rest.recv_timeout(LOOK) {
-            let in_its_way = self.worker_waits.load(Ordering::SeqCst);
-            if why == RecvTimeoutError::Disconnected || in_its_way || Instant::now() >= deadline {
-                return Ok(None);
-            }
+        if at_rest.recv_timeout(PATIENCE).is_err() {
+            return Ok(None);
         }
+        // Only now: a worker that is at something else may itself need it.
+        let checkpointing = match self.checkpointing.try_lock() {
+            Ok(guard) => guard,
+            Err(TryLockError::Poisoned(guard)) => guard.into_inner(),
+            Err(TryLockError::WouldBlock) => return Ok(None),
+        };
         reader.execute_batch("BEGIN").map_err(&sql_error)?;
         reader.query_row(READ, [], |_| Ok(())).map_err(&sql_error)?;
         Ok(Some(Rest { reader, checkpointing, go_on }))

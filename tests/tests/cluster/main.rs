@@ -2,11 +2,16 @@
 //! elections, for nodes that start, for what has to be caught up.
 
 mod backup;
+mod behaviour;
 mod contents;
 mod crash_app;
 mod crash_node;
+mod host_matrix;
+mod hosts;
+mod http;
 mod large;
 mod membership;
+mod reads;
 mod recover;
 mod restart;
 mod storage;
