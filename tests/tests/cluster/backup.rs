@@ -3,6 +3,7 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "tests")]
 
 use nix::sys::signal::Signal;
+use quire_node::cli::local::LocalCluster;
 use quire_node::dump::dump;
 use quire_tests::TestCluster;
 use quire_tests::admin::{http, quire, quire_fails, quire_json};
@@ -409,6 +410,23 @@ fn a_dropped_database_stays_dropped() {
         })
     };
     scene.test.cluster.wait("nothing to be left of the dropped databases", PATIENCE, left).unwrap();
+
+    // A reader of an old state makes the WAL of its node grow, which that node says.
+    let mut reader = scene.idle_app();
+    scene.open_file(&mut reader, &scene.test.cluster.node(leader).unwrap().database("large"), 15);
+    reader.rows("BEGIN").unwrap();
+    assert_eq!(reader.number("SELECT count(*) FROM t"), 10);
+    let kept = |cluster: &LocalCluster| {
+        let status = cluster.node(leader).unwrap().status()?;
+        let databases = status["store"]["databases"].as_array()?.clone();
+        databases.iter().find(|db| db["name"] == "large")?["wal_kept_by_reader"].as_bool()
+    };
+    import(&large, "large");
+    scene.test.cluster.wait("the WAL to be kept", PATIENCE, |c| kept(c) == Some(true)).unwrap();
+    let said = |c: &LocalCluster| c.node(leader).unwrap().log().contains("its WAL grows: a reader");
+    scene.test.cluster.wait("the node to say so", PATIENCE, said).unwrap();
+    reader.rows("COMMIT").unwrap();
+    scene.test.cluster.wait("the WAL to be free", PATIENCE, |c| kept(c) == Some(false)).unwrap();
 }
 
 fn bad_inputs(leader: &str, dir: &Path) {
