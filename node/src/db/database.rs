@@ -728,11 +728,11 @@ impl Database {
         if frames.0 == 0 { 0 } else { frame_offset(FrameNo(frames.0 + 1), self.page_size) }
     }
 
-    /// Whether somebody reads from the WAL at this moment: an app, a stock reader, a backup.
+    /// Whether somebody reads at this moment: an app, a stock reader, a backup.
     fn is_read(&self) -> bool {
-        match self.holder.try_lock(IndexLock::Readers) {
+        match self.holder.try_lock(IndexLock::AllReaders) {
             Ok(true) => {
-                self.holder.unlock(IndexLock::Readers);
+                self.holder.unlock(IndexLock::AllReaders);
                 false
             }
             Ok(false) => true,
