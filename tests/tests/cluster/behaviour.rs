@@ -16,7 +16,7 @@ fn run(extension: &str, directory: &Path, outside: &Path, mode: &str) -> (Value,
     std::fs::create_dir_all(outside).unwrap();
     let mut command = Command::new(Program::Apsw.path());
     command
-        .args(["-c", include_str!("../src/behaviour.py"), extension])
+        .args(["-c", include_str!("../../src/behaviour.py"), extension])
         .arg(directory)
         .arg(outside)
         .arg(mode);
