@@ -36,6 +36,24 @@ pub enum Command {
     Status(ClientArgs),
     /// Prove that all nodes hold the same databases.
     Verify(VerifyArgs),
+    /// Create, drop, list, import or export databases.
+    Db(DbArgs),
+    /// Take a backup of a database, or of all, while everything goes on.
+    #[command(
+        long_about = "Take a backup of a database, or with --all of each, from any node, while everything goes \
+        on. It contains everything that was committed before, and is consistent: the database as it was at one entry \
+        of the log. By default it is a SQLite file that can be opened anywhere, with a rollback journal; --fmt sql \
+        gives an SQL script. It is written under another name first, so that FILE is never half a backup."
+    )]
+    Backup(BackupArgs),
+    /// Make a database's content what a backup, a SQLite file or an SQL script says.
+    #[command(
+        long_about = "Make a database's content what a backup, any SQLite file or an SQL script says, in one \
+        transaction: apps that have it open see one switch, and if anything fails nothing is changed. A database \
+        that does not exist is created. With --all, each FILE.db and FILE.sql of a directory, as quire backup --all \
+        leaves it, becomes the database of its name. A database that has content is replaced with --force only."
+    )]
+    Restore(RestoreArgs),
     /// Look into files without a running node.
     Inspect(InspectArgs),
     /// Measure commits through the VFS against plain SQLite.
@@ -63,6 +81,15 @@ pub enum Command {
         entry. Members that are up again by themselves, or can be repaired, need no recovery."
     )]
     Recover(RecoverArgs),
+    /// Print a hash of a password, for the file of --auth. The password is read from standard input.
+    Passwd,
+    /// Look up what became of a transaction.
+    #[command(
+        long_about = "Look up what became of a transaction whose outcome an app was not told: an error in COMMIT \
+        whose line in SQLite's error log says `outcome of transaction ID on NAME unknown`. Any node may be asked; it \
+        remembers the last 4096 transactions of each database, of those that it has read from its log since its start."
+    )]
+    Tx(TxArgs),
     /// An app of the demo and the tests; not for other use.
     #[command(hide = true)]
     Host(HostArgs),
@@ -112,6 +139,10 @@ pub struct NodeArgs {
     /// How long a COMMIT may wait for its outcome [default: 10000].
     #[arg(long, env = "QUIRE_COMMIT_TIMEOUT_MS", value_name = "MS")]
     pub commit_timeout_ms: Option<u64>,
+    /// How long a transaction may stand open while others wait to write; then it gives way, and its COMMIT is
+    /// refused [default: 10000].
+    #[arg(long, env = "QUIRE_LEASE_TIMEOUT_MS", value_name = "MS")]
+    pub lease_timeout_ms: Option<u64>,
     /// Refuse transactions whose pages take more than this; 0 is no limit [default: 0].
     #[arg(long, env = "QUIRE_MAX_TRANSACTION_MIB", value_name = "MIB")]
     pub max_transaction_mib: Option<u64>,
@@ -136,6 +167,18 @@ pub struct NodeArgs {
     /// Look for damaged pages in the background at this rate, in MiB per second; 0: never [default: 4].
     #[arg(long, env = "QUIRE_SCRUB_RATE_MIB", value_name = "MIB")]
     pub scrub_rate_mib: Option<u64>,
+    /// Let only users of this file use HTTP, as its JSON says [default: everybody].
+    #[arg(long, env = "QUIRE_AUTH", value_name = "FILE")]
+    pub auth: Option<PathBuf>,
+    /// Speak HTTPS with the certificate chain of this file, in PEM; with --http-key.
+    #[arg(long, env = "QUIRE_HTTP_CERT", value_name = "FILE", requires = "http_key")]
+    pub http_cert: Option<PathBuf>,
+    /// The certificate's private key, in PEM.
+    #[arg(long, env = "QUIRE_HTTP_KEY", value_name = "FILE", requires = "http_cert")]
+    pub http_key: Option<PathBuf>,
+    /// Have SQL that comes over HTTP enforce foreign keys.
+    #[arg(long, env = "QUIRE_FOREIGN_KEYS")]
+    pub foreign_keys: bool,
     /// How long one attempt to join waits for the node to catch up [default: 60000]. For tests.
     #[arg(long, env = "QUIRE_CATCH_UP_MS", value_name = "MS", hide = true)]
     pub catch_up_ms: Option<u64>,
@@ -158,6 +201,7 @@ impl NodeArgs {
             cluster_key: self.cluster_key.or(file.cluster_key),
             socket_group: self.socket_group.or(file.socket_group),
             commit_timeout_ms: self.commit_timeout_ms.or(file.commit_timeout_ms),
+            lease_timeout_ms: self.lease_timeout_ms.or(file.lease_timeout_ms),
             max_transaction_mib: self.max_transaction_mib.or(file.max_transaction_mib),
             part_kib: self.part_kib.or(file.part_kib),
             heartbeat_ms: self.heartbeat_ms.or(file.heartbeat_ms),
@@ -166,6 +210,10 @@ impl NodeArgs {
             checkpoint_mib: self.checkpoint_mib.or(file.checkpoint_mib),
             log_retain_mib: self.log_retain_mib.or(file.log_retain_mib),
             scrub_rate_mib: self.scrub_rate_mib.or(file.scrub_rate_mib),
+            auth: self.auth.or(file.auth),
+            http_cert: self.http_cert.or(file.http_cert),
+            http_key: self.http_key.or(file.http_key),
+            foreign_keys: self.foreign_keys || file.foreign_keys,
             catch_up_ms: self.catch_up_ms.or(file.catch_up_ms),
         }
     }
@@ -174,9 +222,15 @@ impl NodeArgs {
 /// Flags of every command that asks a running node.
 #[derive(Clone, Debug, Args)]
 pub struct ClientArgs {
-    /// HTTP address of a node.
+    /// HTTP address of a node; https://HOST:PORT if it speaks HTTPS.
     #[arg(long, env = "QUIRE_HTTP_ADDR", default_value = "127.0.0.1:4001", value_name = "HOST:PORT")]
     pub http_addr: String,
+    /// Who asks, if the node lets only its users ask.
+    #[arg(long, env = "QUIRE_USER", value_name = "NAME:PASSWORD", hide_env_values = true)]
+    pub user: Option<String>,
+    /// The CA that vouches for the node's HTTPS, in PEM.
+    #[arg(long, env = "QUIRE_CACERT", value_name = "FILE")]
+    pub cacert: Option<PathBuf>,
     /// Print JSON.
     #[arg(long)]
     pub json: bool,
@@ -201,6 +255,19 @@ pub struct LeaderArgs {
     /// Hand the lead over to whichever voter can best take it.
     #[arg(long, conflicts_with = "to")]
     pub step_down: bool,
+    #[command(flatten)]
+    pub client: ClientArgs,
+}
+
+/// Flags of `quire tx`.
+#[derive(Clone, Debug, Args)]
+pub struct TxArgs {
+    /// The transaction's id, as in the app's log line.
+    #[arg(value_name = "ID")]
+    pub id: String,
+    /// Its database, if it is known.
+    #[arg(long, value_name = "NAME")]
+    pub db: Option<String>,
     #[command(flatten)]
     pub client: ClientArgs,
 }
@@ -236,6 +303,123 @@ pub struct VerifyArgs {
     /// How long to wait for the nodes, in seconds.
     #[arg(long, default_value_t = 30, value_name = "S")]
     pub timeout: u64,
+}
+
+/// Flags of `quire db`.
+#[derive(Clone, Debug, Args)]
+pub struct DbArgs {
+    #[command(subcommand)]
+    pub what: Db,
+}
+
+#[derive(Clone, Debug, Subcommand)]
+pub enum Db {
+    /// Create an empty database on all nodes.
+    Create {
+        /// Its name.
+        name: String,
+        /// Size of its pages, a power of two from 512 to 65536 [default: 4096].
+        #[arg(long, value_name = "BYTES")]
+        page_size: Option<u32>,
+        #[command(flatten)]
+        client: ClientArgs,
+    },
+    /// Drop a database on all nodes, with all that it has.
+    #[command(
+        long_about = "Drop a database on all nodes, with all that it has. Apps that have it open are refused when they \
+        write, and read on what they have until they close it. One of the same name that is created later is another \
+        database."
+    )]
+    Drop {
+        /// Its name.
+        name: String,
+        /// Drop it even if it is not empty.
+        #[arg(long)]
+        force: bool,
+        #[command(flatten)]
+        client: ClientArgs,
+    },
+    /// List the databases.
+    List {
+        #[command(flatten)]
+        client: ClientArgs,
+    },
+    /// Make a database of a SQLite file or an SQL script.
+    #[command(
+        long_about = "Make a database of a SQLite file, in whatever journal mode (its WAL, beside it, is read, too) \
+        and with whatever page size, or of an SQL script, of any size, also compressed by gzip. All of it becomes one \
+        transaction: apps see one switch, and if anything fails nothing is changed. A file that other processes \
+        write meanwhile is read as it is at one moment. Into a database that exists, the pages are converted to its \
+        page size."
+    )]
+    Import {
+        /// The file.
+        file: PathBuf,
+        /// The database, created if it doesn't exist.
+        #[arg(long, default_value = "main", value_name = "NAME")]
+        db: String,
+        /// Replace what the database has.
+        #[arg(long)]
+        replace: bool,
+        #[command(flatten)]
+        client: ClientArgs,
+    },
+    /// Write a database to a SQLite file; as quire backup.
+    Export(BackupArgs),
+}
+
+/// Flags of `quire backup` and `quire db export`.
+#[derive(Clone, Debug, Args)]
+pub struct BackupArgs {
+    /// The file to write.
+    #[arg(required_unless_present = "all", conflicts_with = "all")]
+    pub file: Option<PathBuf>,
+    /// Back up each database to NAME.db (or .sql) in this directory.
+    #[arg(long, value_name = "DIR", conflicts_with = "db")]
+    pub all: Option<PathBuf>,
+    /// The database.
+    #[arg(long, default_value = "main", value_name = "NAME")]
+    pub db: String,
+    /// delete: a SQLite file with a rollback journal; binary: the same in WAL mode, byte for byte the node's
+    /// database; sql: a script like that of SQLite's .dump.
+    #[arg(long, default_value = "delete", value_parser = ["delete", "binary", "sql"], value_name = "FORM")]
+    pub fmt: String,
+    /// Only these tables; with --fmt sql.
+    #[arg(long, value_delimiter = ',', value_name = "TABLE")]
+    pub tables: Vec<String>,
+    /// Pack the file, as VACUUM does; takes that much room on the node first.
+    #[arg(long)]
+    pub vacuum: bool,
+    /// Compress by gzip.
+    #[arg(long)]
+    pub compress: bool,
+    /// Take this node's state as it is, also without a leader.
+    #[arg(long)]
+    pub noleader: bool,
+    /// Overwrite files that exist.
+    #[arg(long)]
+    pub force: bool,
+    #[command(flatten)]
+    pub client: ClientArgs,
+}
+
+/// Flags of `quire restore`.
+#[derive(Clone, Debug, Args)]
+pub struct RestoreArgs {
+    /// The backup.
+    #[arg(required_unless_present = "all", conflicts_with = "all")]
+    pub file: Option<PathBuf>,
+    /// Restore each FILE.db and FILE.sql (also .gz) of this directory.
+    #[arg(long, value_name = "DIR", conflicts_with = "db")]
+    pub all: Option<PathBuf>,
+    /// The database, created if it doesn't exist.
+    #[arg(long, default_value = "main", value_name = "NAME")]
+    pub db: String,
+    /// Replace what the database has.
+    #[arg(long)]
+    pub force: bool,
+    #[command(flatten)]
+    pub client: ClientArgs,
 }
 
 /// Flags of `quire inspect`.
@@ -286,19 +470,55 @@ pub struct DemoArgs {
 
 /// Flags of `quire bench`.
 #[derive(Clone, Debug, Args)]
+#[command(args_conflicts_with_subcommands = true)]
 pub struct BenchArgs {
+    #[command(subcommand)]
+    pub what: Option<BenchWhat>,
     /// Number of nodes.
     #[arg(long, default_value_t = 3, value_name = "N")]
     pub nodes: u32,
     /// Seconds per measurement; plain SQLite and Quire take turns.
     #[arg(long, default_value_t = 2, value_name = "S")]
     pub seconds: u64,
+    /// Write on a node that doesn't lead.
+    #[arg(long)]
+    pub follower: bool,
     /// Turns of each.
     #[arg(long, default_value_t = 5, value_name = "N")]
     pub turns: u32,
     /// The loadable extension [default: beside this program].
     #[arg(long, env = "QUIRE_EXTENSION", value_name = "FILE")]
     pub extension: Option<PathBuf>,
+    /// Print JSON.
+    #[arg(long)]
+    pub json: bool,
+}
+
+#[derive(Clone, Debug, Subcommand)]
+pub enum BenchWhat {
+    /// Measure one-row inserts over HTTP, on any server with rqlite's API.
+    Http(BenchHttpArgs),
+}
+
+/// Flags of `quire bench http`.
+#[derive(Clone, Debug, Args)]
+pub struct BenchHttpArgs {
+    /// The server, http://HOST:PORT [default: a temporary cluster].
+    #[arg(long, value_name = "URL")]
+    pub url: Option<String>,
+    /// Number of nodes of the temporary cluster.
+    #[arg(long, default_value_t = 3, value_name = "N")]
+    pub nodes: u32,
+    /// How many clients at the same time; several numbers are measured one after the other.
+    #[arg(long, default_value = "1,4,16,64", value_delimiter = ',', value_name = "C",
+        value_parser = clap::value_parser!(u16).range(1..=1024))]
+    pub concurrency: Vec<u16>,
+    /// Seconds per measurement; plain SQLite and the server take turns.
+    #[arg(long, default_value_t = 2, value_name = "S")]
+    pub seconds: u64,
+    /// Turns of each.
+    #[arg(long, default_value_t = 3, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
+    pub turns: u32,
     /// Print JSON.
     #[arg(long)]
     pub json: bool,

@@ -45,8 +45,16 @@ pub struct Config {
     pub checkpoint_bytes: u64,
     /// Bytes of log that a purge leaves.
     pub log_retain_bytes: u64,
+    /// How long a writer may hold the lease without progress while others wait.
+    pub lease_timeout: Duration,
     /// Bytes that are scrubbed in a second; 0: none.
     pub scrub_bytes_per_second: u64,
+    /// Who may use HTTP.
+    pub auth: Option<PathBuf>,
+    /// Certificate and key for HTTPS.
+    pub https: Option<(PathBuf, PathBuf)>,
+    /// Whether the connections of the HTTP API enforce foreign keys.
+    pub foreign_keys: bool,
 }
 
 /// Bounds on one transaction.
@@ -77,6 +85,11 @@ pub enum ConfigError {
 }
 
 impl Config {
+    /// The scheme of URLs of this cluster's HTTP.
+    pub fn http_scheme(&self) -> &'static str {
+        if self.https.is_some() { "https" } else { "http" }
+    }
+
     /// Validates what the user gave.
     pub fn new(args: NodeArgs) -> Result<Config, ConfigError> {
         let bad = |flag, reason: String| Err(ConfigError::Value { flag, reason });
@@ -138,6 +151,10 @@ impl Config {
         if !(100..=600_000).contains(&deadline) {
             return bad("--commit-timeout-ms", format!("{deadline} is not from 100 to 600000"));
         }
+        let lease_timeout = args.lease_timeout_ms.unwrap_or(10_000);
+        if !(100..=3_600_000).contains(&lease_timeout) {
+            return bad("--lease-timeout-ms", format!("{lease_timeout} is not from 100 to 3600000"));
+        }
         let log_retain_mib = args.log_retain_mib.unwrap_or(64);
         if log_retain_mib > 1 << 20 {
             return bad("--log-retain-mib", format!("{log_retain_mib} is above 1048576"));
@@ -158,6 +175,11 @@ impl Config {
         if !(1..=32_768).contains(&part_kib) {
             return bad("--part-kib", format!("{part_kib} is not from 1 to 32768"));
         }
+        let https = match (args.http_cert, args.http_key) {
+            (Some(cert), Some(key)) => Some((cert, key)),
+            (None, None) => None,
+            _ => return bad("--http-cert", "certificate and key (--http-key) go together".into()),
+        };
         let commit_deadline = Duration::from_millis(deadline);
         Ok(Config {
             data_dir,
@@ -177,8 +199,12 @@ impl Config {
             segment_bytes: segment_mib << 20,
             limits: Limits { commit_deadline, max_transaction, part_bytes: part_kib << 10 },
             checkpoint_bytes: checkpoint_mib << 20,
+            lease_timeout: Duration::from_millis(lease_timeout),
             log_retain_bytes: log_retain_mib << 20,
             scrub_bytes_per_second: scrub_rate_mib << 20,
+            auth: args.auth,
+            https,
+            foreign_keys: args.foreign_keys,
         })
     }
 }

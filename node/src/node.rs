@@ -6,14 +6,17 @@
 //! DIR/cluster.key   unless --cluster-key names another file
 //! DIR/manifest      the state machine's durable position
 //! DIR/raft/         Raft's log and vote
+//! DIR/staging/      databases on their way in or out; emptied at the start
 //! DIR/db/           databases, and the socket quire.sock
 //! ```
 
 use crate::access::{Access, AccessError};
+use crate::command::DbId;
 use crate::config::{Config, Limits};
-use crate::db::database::{Context, Database, Work};
+use crate::db::database::{Context, Database, first_token};
 use crate::db::registry::Registry;
 use crate::db::{DbError, sql};
+use crate::forward;
 use crate::gate::reads::Confirmations;
 use crate::gate::server::SocketError;
 use crate::leadership::Leadership;
@@ -24,14 +27,13 @@ use crate::repair;
 use nix::fcntl::{Flock, FlockArg};
 use quire_raft::{ClusterKey, KeyError, Peer, Raft, RaftConfig, RaftStatus, StartError};
 use quire_vfs::format::PageSize;
-use quire_vfs::format::transaction::TxnId;
 use quire_vfs::shim::vfs::SOCKET;
 use std::fs::{File, OpenOptions};
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant, SystemTime};
-use tokio::sync::{mpsc, watch};
+use tokio::sync::{Semaphore, mpsc, watch};
 use tracing::{error, info, warn};
 
 /// The first line of the identity file.
@@ -42,6 +44,8 @@ const OPEN_DEADLINE: Duration = Duration::from_secs(8);
 const CHECKPOINT_INTERVAL: Duration = Duration::from_secs(60);
 /// How often the log is looked at.
 const LOG_INTERVAL: Duration = Duration::from_secs(2);
+/// How long a node that is told to stop may take to purge its log.
+const PURGE_AT_STOP: Duration = Duration::from_secs(5);
 /// When a restart would have to read more log than this, in bytes, all that changed is checkpointed at once.
 const MAX_REPLAY: u64 = 256 << 20;
 
@@ -121,11 +125,15 @@ pub struct Node {
     registry: Arc<Registry>,
     machine: Arc<Machine>,
     raft: OnceLock<Raft>,
+    sql: OnceLock<Arc<crate::sql::service::Service>>,
     confirmations: Confirmations,
     /// Everything that the log held at the start has been applied.
     ready: watch::Sender<bool>,
     started: SystemTime,
     started_at: Instant,
+    life: u64,
+    /// Places for requests to the leader that wait for a lease there.
+    asking: Semaphore,
     _lock: Flock<File>,
 }
 
@@ -185,6 +193,16 @@ impl Node {
         (self.started, self.started_at.elapsed())
     }
 
+    /// When this life of the node began: sessions with lower ids are of an earlier one.
+    pub fn life(&self) -> u64 {
+        self.life
+    }
+
+    /// Places for requests to the leader that wait for a lease there.
+    pub(crate) fn asking(&self) -> &Semaphore {
+        &self.asking
+    }
+
     /// Whether what the log held at the start has been applied.
     pub fn is_ready(&self) -> bool {
         *self.ready.borrow()
@@ -194,6 +212,16 @@ impl Node {
     #[allow(clippy::expect_used, reason = "`start` sets it before it lets go of the node")]
     pub fn raft(&self) -> &Raft {
         self.raft.get().expect("raft has been started")
+    }
+
+    /// SQL for clients of the HTTP API, once it has started.
+    pub fn sql(&self) -> Option<&Arc<crate::sql::service::Service>> {
+        self.sql.get()
+    }
+
+    /// SQL has started.
+    pub fn attach_sql(&self, service: Arc<crate::sql::service::Service>) {
+        let _ = self.sql.set(service);
     }
 
     /// Raft's status.
@@ -231,7 +259,10 @@ impl Node {
             checkpoints,
             repairs,
             checkpoint_bytes: config.checkpoint_bytes,
+            unstaged: watch::Sender::default(),
             flushed: OnceLock::new(),
+            lease_timeout: config.lease_timeout,
+            node: OnceLock::new(),
         });
         let registry = Arc::new(Registry::new(&dir.join("db"), context.clone())?);
         access.share(&dir, registry.directory())?;
@@ -261,12 +292,16 @@ impl Node {
             registry,
             machine,
             raft: OnceLock::from(raft),
+            sql: OnceLock::new(),
             confirmations: Confirmations::default(),
             ready: watch::Sender::new(false),
             started: SystemTime::now(),
             started_at: Instant::now(),
+            life: first_token(),
+            asking: Semaphore::new(forward::MAX_ASKING),
             _lock: lock,
         });
+        let _ = node.context.node.set(Arc::downgrade(&node));
         handler.attach(&node);
         node.machine.attach(&node);
         tokio::spawn(repair::repair(node.clone(), fenced));
@@ -382,22 +417,12 @@ impl Node {
         self.registry.find(name).ok_or_else(|| OpenError::Unavailable(format!("{name} was dropped again")))
     }
 
-    /// Makes sure that a database's worker has seen everything in which a transaction could be, and ends its
-    /// wait if it wasn't there.
-    pub async fn conclude(self: &Arc<Self>, database: &Arc<Database>, id: TxnId, deadline: Duration) {
-        loop {
-            match peers::ask_leader(self, PeerRequest::Barrier, deadline).await {
-                Ok(index) => {
-                    self.wait_taken(index).await;
-                    return database.enqueue(Work::Conclude(id));
-                }
-                // Not given up when the app is: while it is pending, the database grants no lease.
-                Err(error) => {
-                    warn!(database = database.name, transaction = %id, "can't be resolved yet: {error}")
-                }
-            }
-            tokio::time::sleep(Duration::from_secs(1)).await;
-        }
+    /// Drops a database on all nodes; on this one it is gone when this returns.
+    pub async fn drop_database(self: &Arc<Self>, id: DbId, patience: Duration) -> Result<(), LeaderError> {
+        let deadline = tokio::time::Instant::now() + patience;
+        let index = peers::ask_leader(self, PeerRequest::DropDatabase { id: id.0 }, patience).await?;
+        let applied = tokio::time::timeout_at(deadline, self.wait_taken(index)).await;
+        applied.map_err(|_| LeaderError::Unavailable("dropping it takes long; look again".into()))
     }
 
     /// Has all nodes record their checksums at one entry, and returns its index.
@@ -422,6 +447,8 @@ impl Node {
             node.store_manifest();
         })
         .await;
+        // What the next start needn't read.
+        let _ = tokio::time::timeout(PURGE_AT_STOP, self.purge_log()).await;
         self.raft().shutdown().await;
     }
 

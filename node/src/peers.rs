@@ -1,14 +1,17 @@
 //! What nodes ask of each other apart from Raft itself: requests that only the leader can serve, forwarded
 //! to it, and the first acquaintance of nodes that start or join a cluster. JSON, over Raft's mutually
-//! authenticated connections.
+//! authenticated connections. What concerns writers, and so must be quick, stands in [`crate::forward`].
 
-use crate::command::Command;
+use crate::command::{Command, DbId};
 use crate::members;
 use crate::node::Node;
+use crate::sql;
+use crate::sql::forward::{Answer, Forward};
 use bytes::Bytes;
 use futures_util::future::BoxFuture;
 use quire_raft::{Bulk, LogPosition, NodeId, Peer, ProposeError, RaftError, RequestHandler};
 use quire_vfs::format::PageSize;
+use quire_vfs::format::transaction::TxnId;
 use serde::{Deserialize, Serialize};
 use std::sync::{Arc, OnceLock, Weak};
 use std::time::Duration;
@@ -47,10 +50,25 @@ pub enum PeerRequest {
         /// Its page size.
         page_size: u32,
     },
-    /// Confirm with a quorum that you lead. For the leader; answered by the last entry that may be committed.
-    ReadIndex,
+    /// Drop a database. For the leader; answered by the index to wait for.
+    DropDatabase {
+        /// Its id.
+        id: u64,
+    },
     /// Append an entry that does nothing. For the leader; answered by its index.
     Barrier,
+    /// Up to where must a node have applied to read what the leader would? For the leader; answered by that index.
+    ReadIndex {
+        /// Have a quorum confirm that it leads.
+        confirm: bool,
+    },
+    /// Append that no more parts of a large transaction will come. For the leader; answered by its index.
+    Void {
+        /// The database.
+        database: u64,
+        /// The transaction.
+        transaction: [u8; 16],
+    },
     /// Append a verification. For the leader; answered by its index.
     Verify {
         /// Hash the files, too.
@@ -162,6 +180,15 @@ impl RequestHandler for PeerHandler {
     fn handle(&self, from: NodeId, request: Bytes) -> BoxFuture<'static, Bytes> {
         let node = self.node.get().and_then(Weak::upgrade);
         Box::pin(async move {
+            if request.first() == Some(&sql::forward::MAGIC) {
+                return answer_sql(node, from, &request).await.encode();
+            }
+            if crate::forward::is_one(&request) {
+                return match node {
+                    Some(node) => crate::forward::serve(&node, from, &request).await,
+                    None => crate::forward::starting(),
+                };
+            }
             let response = match (node, serde_json::from_slice(&request)) {
                 (None, _) => PeerResponse::Unavailable("the node is starting".into()),
                 (Some(_), Err(error)) => {
@@ -181,6 +208,26 @@ impl RequestHandler for PeerHandler {
             }
         })
     }
+}
+
+/// Runs SQL that a member was asked to run, where nothing of Raft's runs.
+async fn answer_sql(node: Option<Arc<Node>>, from: NodeId, request: &Bytes) -> Answer {
+    let not_leader = |why: &str| Answer::NotLeader(why.to_owned());
+    let Some(node) = node else { return not_leader("the node is starting") };
+    let Some(service) = node.sql().cloned() else { return not_leader("the node is starting") };
+    if !node.raft_status().peers.contains_key(&from) {
+        return not_leader(&format!("node {from} is not a member of this cluster"));
+    }
+    let Some(request) = Forward::decode(request) else {
+        let body =
+            Bytes::from_static(b"the forwarded request makes no sense; do all nodes run the same version?");
+        return Answer::Response { status: 500, retry: false, body };
+    };
+    let work = service.runtime().clone().spawn(async move { service.serve_node(&node, request).await });
+    work.await.unwrap_or_else(|error| {
+        let body = format!("outcome unknown: the request failed by a bug: {error}").into();
+        Answer::Response { status: 500, retry: false, body }
+    })
 }
 
 /// Answers a request of a peer, if it may ask for that.
@@ -220,12 +267,6 @@ pub(crate) async fn serve(node: &Arc<Node>, request: PeerRequest) -> PeerRespons
             return members::announced(node, node_id, peer, voter, committed).await;
         }
         PeerRequest::Remove { node_id } => return members::serve_remove(node, node_id).await,
-        PeerRequest::ReadIndex => {
-            return match raft.read_barrier(ATTEMPT).await {
-                Ok(index) => PeerResponse::Index(index),
-                Err(error) => Err(error).into(),
-            };
-        }
         PeerRequest::StepDown { to } => return raft.hand_over(to).await.map(drop).into(),
         PeerRequest::CreateDatabase { name, page_size } => {
             let Some(page_size) = PageSize::new(page_size) else {
@@ -236,7 +277,23 @@ pub(crate) async fn serve(node: &Arc<Node>, request: PeerRequest) -> PeerRespons
             }
             Command::CreateDatabase { name, page_size }
         }
+        PeerRequest::DropDatabase { id } => Command::DropDatabase { database: DbId(id) },
         PeerRequest::Barrier => Command::Barrier { nonce: nonce() },
+        PeerRequest::ReadIndex { confirm: false } => {
+            return match node.leadership().leading() {
+                Ok(_) => PeerResponse::Index(node.taken()),
+                Err(refusal) => PeerResponse::Unavailable(refusal.message),
+            };
+        }
+        PeerRequest::ReadIndex { confirm: true } => {
+            return match raft.read_barrier(ATTEMPT).await {
+                Ok(index) => PeerResponse::Index(index),
+                Err(error) => Err::<(), _>(error).into(),
+            };
+        }
+        PeerRequest::Void { database, transaction } => {
+            Command::Void { database: DbId(database), transaction: TxnId(transaction) }
+        }
         PeerRequest::Verify { files, scrub } => Command::Verify { files, scrub, nonce: nonce() },
     };
     match raft.propose(command.encode()).await {
@@ -263,7 +320,7 @@ impl From<Result<(), RaftError>> for PeerResponse {
     }
 }
 
-fn nonce() -> u64 {
+pub(crate) fn nonce() -> u64 {
     use std::hash::{BuildHasher, RandomState};
     RandomState::new().hash_one(0)
 }

@@ -8,6 +8,7 @@
 pub mod admin;
 pub mod crash;
 pub mod hosts;
+pub mod http;
 pub mod matrix;
 pub mod replicas;
 

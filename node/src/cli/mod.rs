@@ -1,20 +1,26 @@
 //! The command line.
 
 pub mod app;
+pub mod backup;
 pub mod bench;
+pub mod bench_http;
 pub mod client;
+pub mod db;
 pub mod demo;
 pub mod host;
 pub mod inspect;
 pub mod leader;
 pub mod local;
+pub mod passwd;
 pub mod recover;
 pub mod remove;
+pub mod restore;
 pub mod run;
 pub mod status;
+pub mod tx;
 pub mod verify;
 
-use crate::args::{Cli, Command};
+use crate::args::{self, Cli, Command};
 use std::process::ExitCode;
 
 /// A command whose output is cut off, as by `head`, ends there like any other program.
@@ -48,11 +54,19 @@ pub fn run(cli: Cli) -> anyhow::Result<ExitCode> {
         Command::Demo(args) => demo::run(&args),
         Command::Status(args) => status::run(&args),
         Command::Verify(args) => verify::run(&args),
+        Command::Db(args) => db::run(&args.what),
+        Command::Backup(args) => backup::run(&args),
+        Command::Restore(args) => restore::run(&args),
         Command::Inspect(args) => inspect::run(&args.what),
-        Command::Bench(args) => bench::run(&args),
+        Command::Bench(args) => match &args.what {
+            None => bench::run(&args),
+            Some(args::BenchWhat::Http(http)) => bench_http::run(http),
+        },
         Command::Remove(args) => remove::run(&args),
         Command::Leader(args) => leader::run(&args),
+        Command::Tx(args) => tx::run(&args),
         Command::Recover(args) => recover::run(&args),
+        Command::Passwd => passwd::run(),
         Command::Host(args) => host::run(&args),
     }
 }

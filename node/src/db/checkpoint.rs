@@ -177,6 +177,7 @@ impl Database {
         }
         if !snapshot.filled {
             let writer = sql::checkpointer(self.path())?;
+            self.still_there()?;
             writer
                 .query_row("PRAGMA wal_checkpoint(PASSIVE)", [], |_| Ok(()))
                 .map_err(sql::error(self.path(), "checkpointing it"))?;

@@ -1,46 +1,51 @@
 //! One database on this node: who may write it, what is in flight, and what has been applied.
 //!
 //! ```text
-//! app ──acquire──► lease queue ──grant──► app writes its WAL ──commit──► pending ──propose──► Raft
+//! app ──acquire──► lease, grant ──► app writes its WAL ──commit──► pending ──propose──► Raft
 //!                                                                          │
 //! Raft ──entries, in order──► queue ──► worker: judge, check ──┬─ pending: tell the app; it publishes
 //!                                                              └─ else: the applier publishes
 //! ```
 //!
 //! Everything here happens under one short lock; the worker ([`super::worker`]) does file work outside it.
-//! There is at most one lease, at most one *pending* transaction (proposed, outcome unknown) and at most one
+//! At most one app is let in, there is at most one *pending* transaction (proposed, outcome unknown) and at most one
 //! *publishing* one (committed; the app is writing its commit frame). While any of them, or an entry in the
-//! queue, is there, no lease is granted. What apps ask of it stands in [`super::gate`], how a committed
-//! transaction becomes visible in [`super::publish`].
+//! queue, is there, no app is let in. What apps ask of it stands in [`super::gate`], what the leader does for the
+//! writers of all nodes in [`super::lessor`], how a committed transaction becomes visible in [`super::publish`].
 
 use super::DbError;
 use super::applier::Wal;
+use super::gate::{Arrived, Held, Waiting};
 use super::incoming::Incoming;
 use super::install::{InstallError, install_into_file, take_over};
+use super::lessor::Air;
 use super::parts::{Large, PartWork, Stager};
 use super::publish::Unpublished;
 use super::side_file::{Contents, Durable, Record, SideFile};
 use super::{checkpoint, scrub};
 use crate::command::{DbId, TransactionHead};
-use crate::core::lease::{LeaseQueue, SessionId};
+use crate::core::head::Head;
+use crate::core::lease::{Lease, LeaseTable, SessionId, Who};
 use crate::core::recovery::{self, Plan};
 use crate::core::rule::CommitRule;
 use crate::leadership::Leadership;
+use crate::node::Node;
 use crate::transfer::Received;
 use bytes::Bytes;
 use quire_raft::LogPosition;
 use quire_vfs::format::checksum::{DbChecksum, HashDelta, PageHashes};
 use quire_vfs::format::transaction::TxnId;
+use quire_vfs::format::wal::frame_offset;
 use quire_vfs::format::wal_index::{self, WalIndex};
-use quire_vfs::format::{PageNo, PageSize};
-use quire_vfs::gate::Grant;
+use quire_vfs::format::{FrameNo, PageNo, PageSize};
 use quire_vfs::gate::lock::GateLock;
 use quire_vfs::gate::proto::{Outcome, Refusal, WalTarget};
 use quire_vfs::holder::{Holder, IndexLock};
 use std::collections::{BTreeSet, HashMap, VecDeque};
 use std::io;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::sync::atomic::AtomicBool;
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError, Weak};
 use std::time::{Duration, Instant};
 use tokio::sync::{mpsc, oneshot, watch};
 use tracing::{error, info, warn};
@@ -60,11 +65,34 @@ pub struct Context {
     pub repairs: mpsc::UnboundedSender<DbId>,
     /// Bytes of pages after which a WAL counts as long.
     pub checkpoint_bytes: u64,
+    /// Bytes of parts of large transactions that are yet to be staged.
+    pub unstaged: watch::Sender<usize>,
     /// How far the log is on this node's disk, once Raft has started.
     pub flushed: OnceLock<watch::Receiver<u64>>,
+    /// How long a writer may hold the lease without progress while others wait.
+    pub lease_timeout: Duration,
+    /// The node, once it has started.
+    pub node: OnceLock<Weak<Node>>,
 }
 
 impl Context {
+    /// The node, while it runs.
+    pub fn node(&self) -> Option<Arc<Node>> {
+        self.node.get().and_then(Weak::upgrade)
+    }
+
+    /// Whether a node that last did something at this time is up, as far as this leader can tell.
+    pub fn hears(&self, node: u64, since: Instant) -> bool {
+        node == self.node_id || self.leadership.hears(node, since)
+    }
+
+    /// Resolves when not too much waits to be staged, for which nothing but the disk is needed: read again from the
+    /// log, a large transaction would come faster than it is written.
+    pub async fn room(unstaged: watch::Sender<usize>) {
+        const MAX_UNSTAGED: usize = 32 << 20;
+        let _ = unstaged.subscribe().wait_for(|bytes| *bytes < MAX_UNSTAGED).await;
+    }
+
     /// Asks for a checkpoint of a database again, after a pause: something was in its way.
     pub fn ask_again(&self, id: DbId) {
         const PAUSE: Duration = Duration::from_secs(1);
@@ -137,6 +165,8 @@ pub enum Work {
     },
     /// Copy all of the WAL into the database file while nobody publishes.
     Checkpoint,
+    /// The database was dropped: who waits for it is told.
+    Drop,
     /// Install a state of another node.
     Install {
         /// The state.
@@ -235,8 +265,20 @@ pub(super) struct State {
     pub consistent_from: u64,
     pub queue: VecDeque<Work>,
     pub running: bool,
-    pub lease: LeaseQueue,
-    pub grants: HashMap<SessionId, oneshot::Sender<Result<Grant, Refusal>>>,
+    /// What the log that was handed over says, ahead of all above.
+    pub head: Head,
+    /// The leader's: who may write, on which node ever.
+    pub lease: LeaseTable,
+    /// The leader's: sessions of other nodes that wait for the lease.
+    pub asked: HashMap<Who, oneshot::Sender<Result<Lease, Refusal>>>,
+    /// The leader's: what it has let through to Raft.
+    pub air: Option<Air>,
+    pub next_ticket: u64,
+    /// Sessions of this node that wait to be let in.
+    pub grants: HashMap<SessionId, Waiting>,
+    pub arrived: Option<Arrived>,
+    /// Who was let in.
+    pub held: Option<Held>,
     pub pending: Option<Pending>,
     pub publishing: Option<Publishing>,
     /// Large transactions that are on their way.
@@ -249,6 +291,8 @@ pub(super) struct State {
     pub checkpoint_asked: bool,
     /// When the worker last closed the WAL.
     pub closed_at: Option<Instant>,
+    /// Bytes of WAL from which on it is looked whether a reader keeps it.
+    pub look_at_wal: u64,
     /// While a fenced database gets its state from another node: entries after this one wait for it.
     pub hold: Option<u64>,
     /// Bytes of the entries that wait for that.
@@ -263,6 +307,24 @@ impl State {
     /// The next piece of work that may be done.
     pub(super) fn take_work(&mut self) -> Option<Work> {
         if self.is_held() { None } else { self.queue.pop_front() }
+    }
+
+    /// The database's last entry is another one: what the log says of it follows from there.
+    pub(super) fn judge_again(&mut self) {
+        let State { head, rule, large, queue, .. } = self;
+        head.moved_to(rule.last(), large.runs(), |head| {
+            for work in queue.iter() {
+                match work {
+                    Work::Entry { position, head: entry, body } => {
+                        let _ = super::lessor::judge(head, *position, entry, body);
+                    }
+                    Work::Part(part) => head.part(&part.candidate(), part.part()),
+                    Work::Void { id, .. } => head.void(*id),
+                    Work::NewTerm(term) => head.new_term(*term),
+                    _ => {}
+                }
+            }
+        });
     }
 
     fn is_held(&self) -> bool {
@@ -283,6 +345,8 @@ pub struct Progress {
 
 /// How many recent transactions are remembered.
 const RECENT: usize = super::side_file::RING_LEN as usize;
+/// A WAL of so many times the size at which it should start anew is kept from that by somebody.
+const LONG_WAL: u64 = 2;
 /// How many verifications are remembered.
 pub(super) const VERIFICATIONS: usize = 16;
 
@@ -311,8 +375,11 @@ pub struct Database {
     pub(super) stager: Arc<Stager>,
     /// The last entry that was dealt with, for those who wait for it.
     pub(super) progress: watch::Sender<u64>,
+    pub(super) dropped: AtomicBool,
     /// One checkpoint at a time.
     pub(super) checkpointing: Mutex<()>,
+    /// Places for requests to the leader that wait for the lease there.
+    pub(crate) asking: tokio::sync::Semaphore,
     /// One transfer at a time of a state to this node.
     pub transfers: Arc<tokio::sync::Mutex<()>>,
 }
@@ -338,11 +405,15 @@ pub struct DatabaseStatus {
     pub wal_frames: u32,
     /// Frames that are in the database file too.
     pub wal_backfilled: u32,
+    /// Bytes of the WAL that are in use.
+    pub wal_bytes: u64,
+    /// The WAL is long, and a reader on this node keeps it from starting anew.
+    pub wal_kept_by_reader: bool,
     /// Parts of an unfinished large transaction.
     pub unfinished_parts: u32,
     /// Entries that wait to be applied here.
     pub queued: usize,
-    /// Writers that wait.
+    /// Writers that wait: on the leader those of all nodes, else those of this node.
     pub waiting: usize,
     /// Why the database is not served, if it isn't.
     pub fenced: Option<String>,
@@ -388,7 +459,7 @@ impl Database {
             let beside = durable.target > base && durable.target < index;
             durable.position.index == index || (durable.position.index <= base && !beside)
         });
-        let stager = Arc::new(Stager::new(path, context.runtime.clone())?);
+        let stager = Arc::new(Stager::new(path, context.runtime.clone(), context.unstaged.clone())?);
         let published = match plan {
             Plan::Rebuild => {
                 // A checkpoint was cut short: the file may hold pages of entries that are yet to come again, so
@@ -438,8 +509,14 @@ impl Database {
             consistent_from: served.max(durable.target).max(published),
             queue: VecDeque::new(),
             running: false,
-            lease: LeaseQueue::new(first_token()),
+            head: Head::new(durable.position.index),
+            lease: LeaseTable::new(first_token(), context.lease_timeout),
+            asked: HashMap::new(),
+            air: None,
+            next_ticket: first_token(),
             grants: HashMap::new(),
+            arrived: None,
+            held: None,
             pending: None,
             publishing: None,
             large: Large::default(),
@@ -449,6 +526,7 @@ impl Database {
             verifications: VecDeque::new(),
             checkpoint_asked: false,
             closed_at: None,
+            look_at_wal: 0,
             hold: None,
             held_bytes: 0,
             installed: None,
@@ -478,7 +556,9 @@ impl Database {
             files: Mutex::new(Files { wal, side }),
             stager,
             progress: watch::Sender::new(index),
+            dropped: AtomicBool::new(false),
             checkpointing: Mutex::new(()),
+            asking: tokio::sync::Semaphore::new(crate::forward::MAX_ASKING_FOR_ONE),
             transfers: Arc::default(),
         })
     }
@@ -513,6 +593,32 @@ impl Database {
             state.queue.push_back(work);
         }
         self.wake(&mut state);
+    }
+
+    /// The node, while it runs.
+    pub fn node(&self) -> Option<Arc<Node>> {
+        self.context.node()
+    }
+
+    /// The next entry is the first of a term.
+    pub fn take_term(self: &Arc<Self>, term: u64) {
+        let mut state = self.state();
+        self.judge_term(&mut state, term);
+        state.queue.push_back(Work::NewTerm(term));
+        self.wake(&mut state);
+    }
+
+    /// The next entry says that no more parts of a transaction will come.
+    pub fn take_void(self: &Arc<Self>, index: u64, id: TxnId) {
+        let mut state = self.state();
+        state.head.void(id);
+        state.queue.push_back(Work::Void { index, id });
+        self.wake(&mut state);
+    }
+
+    /// Everything that could contain this transaction has been handed over.
+    pub fn has_concluded(self: &Arc<Self>, id: TxnId) {
+        self.has_come_down(&mut self.state(), id);
     }
 
     /// Starts the worker if there is something for it to do and it isn't at work.
@@ -567,13 +673,15 @@ impl Database {
         let _ = settled.await;
     }
 
+    /// Whether nothing waits to be applied, nor is being published.
+    pub fn is_idle(&self) -> bool {
+        let state = self.state();
+        state.queue.is_empty() && !state.running && state.publishing.is_none()
+    }
+
     /// Waits until a reader finds everything that has been handed to this database.
     pub async fn caught_up(self: &Arc<Self>) {
-        let is_idle = {
-            let state = self.state();
-            state.queue.is_empty() && !state.running && state.publishing.is_none()
-        };
-        if !is_idle {
+        if !self.is_idle() {
             self.settled().await;
         }
     }
@@ -614,6 +722,7 @@ impl Database {
         let region0 = self.holder.region(0).ok();
         let header = region0.and_then(wal_index::read_header);
         let backfilled = region0.map_or(0, |region| wal_index::backfilled(region).0);
+        let wal_bytes = header.map_or(0, |header| self.wal_bytes(header.max_frame));
         let state = self.state();
         DatabaseStatus {
             id: self.id.0,
@@ -625,9 +734,11 @@ impl Database {
             checksum: state.hashes.checksum().to_string(),
             wal_frames: header.map_or(0, |header| header.max_frame.0),
             wal_backfilled: backfilled,
+            wal_bytes,
+            wal_kept_by_reader: wal_bytes >= LONG_WAL * self.wal_limit() && self.is_read(),
             unfinished_parts: state.large.parts(),
             queued: state.queue.len() + usize::from(state.running),
-            waiting: state.lease.waiting(),
+            waiting: state.lease.waiting().max(state.grants.len()),
             fenced: state.fenced.clone(),
             transfer: state.transfer,
         }
@@ -679,6 +790,7 @@ impl Database {
         let Some(header) = wal_index::read_header(region0) else { return };
         let lacking = header.max_frame.0.saturating_sub(wal_index::backfilled(region0).0);
         let bytes = |frames: u32| u64::from(frames) * u64::from(self.page_size.get());
+        self.watch_readers(state, self.wal_bytes(header.max_frame));
         if bytes(lacking) >= self.context.checkpoint_bytes {
             if !state.checkpoint_asked {
                 state.checkpoint_asked = self.context.checkpoints.send(self.id).is_ok();
@@ -690,6 +802,44 @@ impl Database {
             state.closed_at = Some(Instant::now());
             state.queue.push_back(Work::Checkpoint);
             self.wake(state);
+        }
+    }
+}
+
+impl Database {
+    fn wal_bytes(&self, frames: FrameNo) -> u64 {
+        if frames.0 == 0 { 0 } else { frame_offset(FrameNo(frames.0 + 1), self.page_size) }
+    }
+
+    /// Whether somebody reads from the WAL at this moment: an app, a stock reader, a backup.
+    fn is_read(&self) -> bool {
+        match self.holder.try_lock(IndexLock::Readers) {
+            Ok(true) => {
+                self.holder.unlock(IndexLock::Readers);
+                false
+            }
+            Ok(false) => true,
+            Err(_) => false,
+        }
+    }
+
+    /// Says so when a reader makes the WAL grow, and again each time that it has doubled.
+    fn watch_readers(&self, state: &mut State, bytes: u64) {
+        let long = LONG_WAL * self.wal_limit();
+        if bytes < long {
+            state.look_at_wal = long;
+        } else if bytes >= state.look_at_wal {
+            if self.is_read() {
+                warn!(
+                    database = self.name,
+                    wal_mib = bytes >> 20,
+                    "its WAL grows: a reader of an old state on this node keeps it from starting anew"
+                );
+                state.look_at_wal = 2 * bytes;
+            } else {
+                // Nobody at this moment; not to be asked at each commit.
+                state.look_at_wal = bytes + long / 8;
+            }
         }
     }
 }
@@ -712,8 +862,8 @@ fn hold(holder: &Holder) -> Result<(), DbError> {
     Ok(())
 }
 
-/// Tokens of different lives of a node don't meet.
-fn first_token() -> u64 {
+/// Where a life of a node begins to count, be it tokens or sessions: lives don't meet.
+pub(crate) fn first_token() -> u64 {
     let since = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
     since.map_or(0, |since| since.as_micros() as u64)
 }

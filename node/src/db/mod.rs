@@ -4,7 +4,8 @@
 //! |---|---|
 //! | [`registry`] | all databases of the node, by id and by name |
 //! | [`database`] | one database: its state, and its queue of entries |
-//! | [`gate`] | who may write it, and what becomes of a transaction |
+//! | [`gate`] | which app here may write it, and what becomes of a transaction |
+//! | [`lessor`] | on the leader: whose turn it is, on all nodes |
 //! | [`publish`] | judges an entry and makes it visible, by its app or by the applier |
 //! | `parts` | the parts of large transactions, staged in files |
 //! | [`worker`] | drains the queue |
@@ -12,6 +13,8 @@
 //! | [`side_file`] | `NAME.db-quire`: durable index, page hashes, publications |
 //! | [`checkpoint`] | moves the durable index forward |
 //! | [`view`] | the whole database at one entry, page by page |
+//! | [`dropping`] | what becomes of a database that is dropped |
+//! | [`export`] | a view as an ordinary SQLite file |
 //! | [`scrub`] | reads pages and compares them with their hashes |
 //! | [`incoming`] | `NAME.db-incoming`: a state on its way from another node |
 //! | [`install`] | makes an incoming state this node's own |
@@ -20,9 +23,12 @@
 pub mod applier;
 pub mod checkpoint;
 pub mod database;
+pub mod dropping;
+pub mod export;
 pub mod gate;
 pub mod incoming;
 pub mod install;
+pub mod lessor;
 pub mod parts;
 pub mod publish;
 pub mod registry;

@@ -57,7 +57,8 @@ impl Confirmations {
                 return Ok(confirmed);
             }
             let at = Instant::now();
-            let reason = match peers::attempt(node, &PeerRequest::ReadIndex, ATTEMPT, ATTEMPT).await {
+            let request = PeerRequest::ReadIndex { confirm: true };
+            let reason = match peers::attempt(node, &request, ATTEMPT, ATTEMPT).await {
                 PeerResponse::Index(index) => {
                     let confirmed = Confirmed { at, index };
                     *self.last.lock().unwrap_or_else(PoisonError::into_inner) = Some(confirmed);

@@ -16,6 +16,7 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::socket::{AddressFamily, MsgFlags, SockFlag, SockType, UnixAddr, connect, recv, send, socket};
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::thread::sleep;
 use std::time::{Duration, Instant};
@@ -160,6 +161,8 @@ pub struct SocketGate {
     wire: Option<Wire>,
     lock: Option<GateLock>,
     pid: u32,
+    /// Device and inode of the database file when it was opened.
+    identity: Option<(u64, u64)>,
 }
 
 impl SocketGate {
@@ -168,7 +171,10 @@ impl SocketGate {
         let deadline = Instant::now() + OPEN_DEADLINE;
         let (wire, info) = greet(&socket, &hello, deadline)?;
         let pid = hello.pid;
-        Ok(SocketGate { socket, database, hello, info, wire: Some(wire), lock: None, pid })
+        // After the node has answered, and before SQLite opens the file: see `wire`.
+        let identity = identity(&database);
+        let hello = Hello { create: false, ..hello };
+        Ok(SocketGate { socket, database, hello, info, wire: Some(wire), lock: None, pid, identity })
     }
 
     /// The connection, made anew if it was lost or belongs to the process that this one was forked from.
@@ -185,6 +191,12 @@ impl SocketGate {
             Some(wire) => Ok(wire),
             empty => {
                 let (wire, info) = greet(&self.socket, &self.hello, deadline)?;
+                // SQLite still has the file that it opened. Where another one stands in its place, the database was
+                // dropped and created anew: pages of the one must not get into the other.
+                if self.identity != identity(&self.database) {
+                    let why = format!("{} was dropped, and is another database now; close it", info.name);
+                    return Err(Refusal::new(RefusalCode::NotFound, why).into());
+                }
                 self.info = info;
                 Ok(empty.insert(wire))
             }
@@ -275,6 +287,11 @@ impl SocketGate {
             }
         }
     }
+}
+
+/// Device and inode of a file.
+fn identity(path: &Path) -> Option<(u64, u64)> {
+    std::fs::metadata(path).ok().map(|metadata| (metadata.dev(), metadata.ino()))
 }
 
 fn exchange(wire: &Wire, socket: &Path, message: &[u8], deadline: Instant) -> Result<Response, ClientError> {
@@ -375,6 +392,10 @@ impl Gate for SocketGate {
         drop(message);
         let question = Request::Resolve { base: grant.base, target, id }.encode();
         self.resolve(&question, error, deadline)
+    }
+
+    fn is_replaced(&self) -> bool {
+        identity(&self.database) != self.identity
     }
 
     fn release(&mut self, grant: Grant, linger: bool) {

@@ -64,6 +64,11 @@ pub trait Gate: Send {
     /// Gives the right back. With `linger` the writer wants to try again at once.
     fn release(&mut self, grant: Grant, linger: bool);
 
+    /// Whether another database has taken the place of the one that was opened.
+    fn is_replaced(&self) -> bool {
+        false
+    }
+
     /// Waits until this node's copy has what a reader wants; see [`proto::Response::Reached`] for the answer.
     fn read(&mut self, _goal: ReadGoal, _wait: Duration) -> Result<(u64, Duration), Refusal> {
         Err(Refusal::new(RefusalCode::Invalid, "this connection reads what is there"))

@@ -77,6 +77,11 @@ impl Connection {
         log(&self.api, code, message);
     }
 
+    /// Whether another database has taken the place of the one that was opened.
+    pub fn is_replaced(&self) -> bool {
+        self.gate.is_replaced()
+    }
+
     /// SQLite mapped the first region of the wal-index.
     pub fn mapped(&mut self, region0: &'static Region) {
         self.region0 = Some(region0);
@@ -389,7 +394,9 @@ impl Connection {
                 SQLITE_IOERR_WRITE
             }
             Outcome::Unknown(why) => {
-                let text = format!("outcome of transaction {id} on {name} unknown: {why}");
+                let text = format!(
+                    "outcome of transaction {id} on {name} unknown: {why}; `quire tx {id} --db {name}` tells"
+                );
                 self.log(SQLITE_IOERR_WRITE, &text);
                 SQLITE_IOERR_WRITE
             }

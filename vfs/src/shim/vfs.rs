@@ -326,6 +326,12 @@ unsafe extern "C" fn x_open(
                 let database = (vfs.api.filename_database)(name);
                 let connection = vfs.open_files().get(&(database as usize)).cloned();
                 if let Some(connection) = connection {
+                    // SQLite opens the WAL with the first read: by its name, which may be another database's by now.
+                    if connection.lock().unwrap_or_else(PoisonError::into_inner).is_replaced() {
+                        let text = "the database was dropped, or replaced by another one; close it";
+                        connection::log(&vfs.api, SQLITE_CANTOPEN, text);
+                        return SQLITE_CANTOPEN;
+                    }
                     return vfs.open_ours(Kind::Wal, connection, name, file, flags, out);
                 }
             }

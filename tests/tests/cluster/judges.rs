@@ -1,6 +1,6 @@
 //! SQLite's own judges: `speedtest1`, whose results are hashed, and `mptester`, many processes on one database, some of
 //! which die. On plain files and through the VFS they must come to the same. docs/judges.md has what differs, and the
-//! long form: `QUIRE_JUDGES=long cargo test -p quire-tests --test judges`.
+//! long form: `QUIRE_JUDGES=long cargo test -p quire-tests --test cluster judges`.
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
