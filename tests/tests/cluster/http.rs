@@ -5,6 +5,7 @@
 use nix::sys::signal::Signal;
 use quire_node::args::ClientArgs;
 use quire_node::cli::client::Client;
+use quire_node::cli::local::LocalCluster;
 use quire_tests::admin::quire_json;
 use quire_tests::crash::PATIENCE;
 use quire_tests::http::{Answer, get, ok, post, read, request};
@@ -68,6 +69,7 @@ fn sql_over_http() {
     step("slow clients", || slow_clients(&scene));
     step("much of everything", || much(&scene));
     step("queued writes", || queued(&scene));
+    step("transactions over several requests", || interactive(&scene));
     step("numbers", || numbers(&scene));
     step("the leader dies", || leader_dies(&mut scene));
 }
@@ -490,6 +492,52 @@ fn queued(scene: &Scene) {
     assert_eq!(scene.rows("SELECT x FROM w ORDER BY rowid"), Value::from(rows));
     let late = post(at, "/db/execute?queue&wait&timeout=0ms", r#"["INSERT INTO w VALUES(21)"]"#);
     assert!(late.status == 408 || late.status == 503, "{late:?}");
+}
+
+fn interactive(scene: &Scene) {
+    let at = &scene.leader;
+    ok(at, "/db/execute", r#"["CREATE TABLE i(x INTEGER PRIMARY KEY)"]"#);
+    let begin = |query: &str| {
+        let answer = post(at, &format!("/tx{query}"), "");
+        answer.json()["id"].as_str().unwrap_or_else(|| panic!("{answer:?}")).to_owned()
+    };
+    let id = begin("");
+    let done =
+        ok(at, &format!("/tx/{id}/execute"), r#"["INSERT INTO i VALUES(1)","INSERT INTO i VALUES(1)"]"#);
+    let expected =
+        r#"{"results":[{"last_insert_id":1,"rows_affected":1},{"error":"UNIQUE constraint failed: i.x"}]}"#;
+    assert_eq!(done, expected);
+    assert!(ok(at, &format!("/tx/{id}/query"), r#"["SELECT x FROM i"]"#).contains("[[1]]"));
+    assert_eq!(scene.count("SELECT count(*) FROM i"), 0, "nobody else sees it");
+    // Whoever writes meanwhile waits.
+    thread::scope(|scope| {
+        let waits = scope.spawn(|| ok(&scene.followers[0], "/db/execute", r#"["INSERT INTO i VALUES(2)"]"#));
+        let committed = post(at, &format!("/tx/{id}/commit"), "").json();
+        assert!(committed["raft_index"].as_u64().unwrap() > 0);
+        assert!(waits.join().unwrap().contains(r#""rows_affected":1"#));
+    });
+    assert_eq!(post(at, &format!("/tx/{id}/commit"), "").status, 404);
+    let id = begin("?timeout=20s");
+    ok(at, &format!("/tx/{id}/execute"), r#"["INSERT INTO i VALUES(3)"]"#);
+    assert_eq!(post(at, &format!("/tx/{id}/rollback"), "").body, "{}");
+    let id = begin("?idle=1ms");
+    let query = format!("/tx/{id}/query");
+    let ended = |_: &LocalCluster| post(at, &query, r#"["SELECT 1"]"#).status == 404;
+    scene.test.cluster.wait("an idle one to end", PATIENCE, ended).unwrap();
+    let id = begin("");
+    let body = r#"["INSERT INTO i VALUES(4)","INSERT OR ROLLBACK INTO i VALUES(1)"]"#;
+    let lost = post(at, &format!("/tx/{id}/execute"), body);
+    assert_eq!((lost.status, lost.body.contains("rolled back")), (409, true), "{lost:?}");
+    let id = begin("");
+    let refused = ok(at, &format!("/tx/{id}/execute"), r#"["COMMIT"]"#);
+    assert!(refused.contains("transactions can't be begun or ended"), "{refused}");
+    assert_eq!(post(at, &format!("/tx/{id}/nonsense"), "").status, 404);
+    assert_eq!(post(at, &format!("/tx/{id}/execute"), "x").status, 400);
+    assert_eq!(post(at, &format!("/tx/{id}/rollback"), "").status, 200);
+    let elsewhere = post(&scene.followers[0], "/tx?db=main", "");
+    let location = format!("http://{at}/tx?db=main");
+    assert_eq!((elsewhere.status, elsewhere.header("location")), (307, Some(location.as_str())));
+    assert_eq!(scene.rows("SELECT x FROM i"), json!([[1], [2]]));
 }
 
 fn numbers(scene: &Scene) {
