@@ -36,6 +36,24 @@ pub enum Command {
     Status(ClientArgs),
     /// Prove that all nodes hold the same databases.
     Verify(VerifyArgs),
+    /// Create, drop, list, import or export databases.
+    Db(DbArgs),
+    /// Take a backup of a database, or of all, while everything goes on.
+    #[command(
+        long_about = "Take a backup of a database, or with --all of each, from any node, while everything goes \
+        on. It contains everything that was committed before, and is consistent: the database as it was at one entry \
+        of the log. By default it is a SQLite file that can be opened anywhere, with a rollback journal; --fmt sql \
+        gives an SQL script. It is written under another name first, so that FILE is never half a backup."
+    )]
+    Backup(BackupArgs),
+    /// Make a database's content what a backup, a SQLite file or an SQL script says.
+    #[command(
+        long_about = "Make a database's content what a backup, any SQLite file or an SQL script says, in one \
+        transaction: apps that have it open see one switch, and if anything fails nothing is changed. A database \
+        that does not exist is created. With --all, each FILE.db and FILE.sql of a directory, as quire backup --all \
+        leaves it, becomes the database of its name. A database that has content is replaced with --force only."
+    )]
+    Restore(RestoreArgs),
     /// Look into files without a running node.
     Inspect(InspectArgs),
     /// Measure commits through the VFS against plain SQLite.
@@ -260,6 +278,123 @@ pub struct VerifyArgs {
     /// How long to wait for the nodes, in seconds.
     #[arg(long, default_value_t = 30, value_name = "S")]
     pub timeout: u64,
+}
+
+/// Flags of `quire db`.
+#[derive(Clone, Debug, Args)]
+pub struct DbArgs {
+    #[command(subcommand)]
+    pub what: Db,
+}
+
+#[derive(Clone, Debug, Subcommand)]
+pub enum Db {
+    /// Create an empty database on all nodes.
+    Create {
+        /// Its name.
+        name: String,
+        /// Size of its pages, a power of two from 512 to 65536 [default: 4096].
+        #[arg(long, value_name = "BYTES")]
+        page_size: Option<u32>,
+        #[command(flatten)]
+        client: ClientArgs,
+    },
+    /// Drop a database on all nodes, with all that it has.
+    #[command(
+        long_about = "Drop a database on all nodes, with all that it has. Apps that have it open are refused when they \
+        write, and read on what they have until they close it. One of the same name that is created later is another \
+        database."
+    )]
+    Drop {
+        /// Its name.
+        name: String,
+        /// Drop it even if it is not empty.
+        #[arg(long)]
+        force: bool,
+        #[command(flatten)]
+        client: ClientArgs,
+    },
+    /// List the databases.
+    List {
+        #[command(flatten)]
+        client: ClientArgs,
+    },
+    /// Make a database of a SQLite file or an SQL script.
+    #[command(
+        long_about = "Make a database of a SQLite file, in whatever journal mode (its WAL, beside it, is read, too) \
+        and with whatever page size, or of an SQL script, of any size, also compressed by gzip. All of it becomes one \
+        transaction: apps see one switch, and if anything fails nothing is changed. A file that other processes \
+        write meanwhile is read as it is at one moment. Into a database that exists, the pages are converted to its \
+        page size."
+    )]
+    Import {
+        /// The file.
+        file: PathBuf,
+        /// The database, created if it doesn't exist.
+        #[arg(long, default_value = "main", value_name = "NAME")]
+        db: String,
+        /// Replace what the database has.
+        #[arg(long)]
+        replace: bool,
+        #[command(flatten)]
+        client: ClientArgs,
+    },
+    /// Write a database to a SQLite file; as quire backup.
+    Export(BackupArgs),
+}
+
+/// Flags of `quire backup` and `quire db export`.
+#[derive(Clone, Debug, Args)]
+pub struct BackupArgs {
+    /// The file to write.
+    #[arg(required_unless_present = "all", conflicts_with = "all")]
+    pub file: Option<PathBuf>,
+    /// Back up each database to NAME.db (or .sql) in this directory.
+    #[arg(long, value_name = "DIR", conflicts_with = "db")]
+    pub all: Option<PathBuf>,
+    /// The database.
+    #[arg(long, default_value = "main", value_name = "NAME")]
+    pub db: String,
+    /// delete: a SQLite file with a rollback journal; binary: the same in WAL mode, byte for byte the node's
+    /// database; sql: a script like that of SQLite's .dump.
+    #[arg(long, default_value = "delete", value_parser = ["delete", "binary", "sql"], value_name = "FORM")]
+    pub fmt: String,
+    /// Only these tables; with --fmt sql.
+    #[arg(long, value_delimiter = ',', value_name = "TABLE")]
+    pub tables: Vec<String>,
+    /// Pack the file, as VACUUM does; takes that much room on the node first.
+    #[arg(long)]
+    pub vacuum: bool,
+    /// Compress by gzip.
+    #[arg(long)]
+    pub compress: bool,
+    /// Take this node's state as it is, also without a leader.
+    #[arg(long)]
+    pub noleader: bool,
+    /// Overwrite files that exist.
+    #[arg(long)]
+    pub force: bool,
+    #[command(flatten)]
+    pub client: ClientArgs,
+}
+
+/// Flags of `quire restore`.
+#[derive(Clone, Debug, Args)]
+pub struct RestoreArgs {
+    /// The backup.
+    #[arg(required_unless_present = "all", conflicts_with = "all")]
+    pub file: Option<PathBuf>,
+    /// Restore each FILE.db and FILE.sql (also .gz) of this directory.
+    #[arg(long, value_name = "DIR", conflicts_with = "db")]
+    pub all: Option<PathBuf>,
+    /// The database, created if it doesn't exist.
+    #[arg(long, default_value = "main", value_name = "NAME")]
+    pub db: String,
+    /// Replace what the database has.
+    #[arg(long)]
+    pub force: bool,
+    #[command(flatten)]
+    pub client: ClientArgs,
 }
 
 /// Flags of `quire inspect`.

@@ -106,6 +106,11 @@ pub enum Command {
         /// Its page size.
         page_size: PageSize,
     },
+    /// Drop a database, if it is there.
+    DropDatabase {
+        /// The database.
+        database: DbId,
+    },
     /// Nothing; to know that everything before it has been applied.
     Barrier {
         /// Tells barriers apart.
@@ -172,6 +177,10 @@ impl Command {
                 out.extend_from_slice(&(name.len() as u16).to_le_bytes());
                 out.extend_from_slice(&page_size.get().to_le_bytes());
                 out.extend_from_slice(name.as_bytes());
+            }
+            Command::DropDatabase { database } => {
+                out.extend_from_slice(&[7, VERSION, 0, 0, 0, 0, 0, 0]);
+                out.extend_from_slice(&database.0.to_le_bytes());
             }
             Command::Barrier { nonce } => {
                 out.extend_from_slice(&[3, VERSION, 0, 0, 0, 0, 0, 0]);
@@ -262,6 +271,13 @@ impl Command {
                 transaction.0[8..].copy_from_slice(&high.to_le_bytes());
                 Ok(Command::Void { database, transaction })
             }
+            7 => {
+                let database = DbId(word(8)?);
+                if bytes.len() != 16 {
+                    return Err(short(16));
+                }
+                Ok(Command::DropDatabase { database })
+            }
             _ => Err(err(0, format!("unknown kind {kind}"))),
         }
     }
@@ -292,6 +308,7 @@ pub fn describe(head: &[u8]) -> Option<String> {
         2 => Some("create database".into()),
         3 => Some("barrier".into()),
         4 => Some("verify".into()),
+        7 => Some(format!("drop database {}", word(8)?)),
         6 => Some(format!("void transaction {}, database {}", id(16)?, word(8)?)),
         _ => None,
     }
@@ -329,6 +346,7 @@ mod tests {
                 .prop_map(|(db, id)| Command::Void { database: DbId(db), transaction: TxnId(id) }),
             "[a-z][a-z0-9_]{0,20}"
                 .prop_map(|name| Command::CreateDatabase { name, page_size: PageSize::DEFAULT }),
+            any::<u64>().prop_map(|id| Command::DropDatabase { database: DbId(id) }),
             any::<u64>().prop_map(|nonce| Command::Barrier { nonce }),
             any::<(bool, bool, u64)>().prop_map(|(files, scrub, nonce)| Command::Verify {
                 files,

@@ -86,8 +86,11 @@ impl Machine {
         let manifest_path = directory.join("manifest");
         let manifest = Manifest::load(&manifest_path)
             .map_err(|error| MachineError::Manifest { path: manifest_path.clone(), error })?;
+        registry.sweep(&manifest.ids())?;
         for (id, page_size, name) in &manifest.databases {
-            registry.open(*id, name, *page_size)?;
+            if !registry.was_dropped(*id, name)? {
+                registry.open(*id, name, *page_size)?;
+            }
         }
         let state = State { taken: manifest.position, manifest, memberships: Vec::new() };
         let taken = watch::Sender::new(state.taken.map(|p| p.index));
@@ -181,6 +184,11 @@ impl Machine {
                         info!(database = name, "exists already");
                     }
                 }
+                Ok(Command::DropDatabase { database }) => {
+                    self.registry.drop_database(database)?;
+                    // For a manifest without it.
+                    let _ = self.context.checkpoints.send(database);
+                }
                 Ok(Command::Barrier { .. }) => {}
                 Ok(Command::Verify { files, scrub, .. }) => {
                     for database in self.registry.all() {
@@ -217,6 +225,7 @@ impl Machine {
             return Ok(());
         }
         manifest.store(&self.manifest_path)?;
+        self.registry.manifest_names(&manifest.ids());
         let mut state = self.state();
         // The newest membership at or below the position is in the manifest now; older ones are of no use.
         let index = manifest.position.map_or(0, |position| position.index);
@@ -236,6 +245,7 @@ impl Machine {
             ahead: true,
         };
         manifest.store(&self.manifest_path)?;
+        self.registry.manifest_names(&manifest.ids());
         fault::point("install.stored");
         let mut state = self.state();
         self.prepared().clear();
@@ -313,6 +323,10 @@ impl StateMachine for Machine {
         Ok((state.manifest.applied(), state.manifest.encode().into()))
     }
 
+    fn room(&self) -> BoxFuture<'static, ()> {
+        Box::pin(Context::room(self.context.unstaged.clone()))
+    }
+
     fn fetch(&self, from: NodeId, snapshot: Bytes) -> BoxFuture<'static, io::Result<()>> {
         let node = self.node();
         Box::pin(async move {
@@ -320,6 +334,12 @@ impl StateMachine for Machine {
             let mut fetched = Vec::new();
             let manifest = Manifest::decode(&snapshot).map_err(io::Error::other)?;
             let position = manifest.position.ok_or_else(|| io::Error::other("the snapshot is of nothing"))?;
+            // Those that it doesn't name were dropped, by an entry that will not come any more.
+            let named = manifest.ids();
+            let dropped = node.registry().all().into_iter().map(|database| database.id);
+            for id in dropped.filter(|id| id.0 <= position.index && !named.contains(id)).collect::<Vec<_>>() {
+                node.registry().drop_database(id).map_err(io::Error::other)?;
+            }
             for (id, page_size, name) in manifest.databases {
                 let (machine, this) = (node.machine().clone(), name.clone());
                 let prepare = move || machine.prepare(id, &this, page_size);

@@ -15,6 +15,7 @@
 use crate::command::DbId;
 use quire_raft::{AppliedState, LogPosition};
 use quire_vfs::format::{FormatError, PageSize};
+use std::collections::BTreeSet;
 use std::fs::File;
 use std::io::{self, Write};
 use std::path::Path;
@@ -53,6 +54,11 @@ impl Manifest {
     pub fn applied(&self) -> AppliedState {
         let membership = (!self.membership.is_empty()).then(|| self.membership.clone().into());
         AppliedState { position: self.position, membership, ahead: self.ahead }
+    }
+
+    /// The ids of the databases.
+    pub fn ids(&self) -> BTreeSet<DbId> {
+        self.databases.iter().map(|(id, ..)| *id).collect()
     }
 
     /// The manifest's bytes.

@@ -6,14 +6,17 @@
 //! DIR/cluster.key   unless --cluster-key names another file
 //! DIR/manifest      the state machine's durable position
 //! DIR/raft/         Raft's log and vote
+//! DIR/staging/      databases on their way in or out; emptied at the start
 //! DIR/db/           databases, and the socket quire.sock
 //! ```
 
 use crate::access::{Access, AccessError};
+use crate::command::DbId;
 use crate::config::{Config, Limits};
 use crate::db::database::{Context, Database, Work};
 use crate::db::registry::Registry;
 use crate::db::{DbError, sql};
+use crate::gate::reads::Confirmations;
 use crate::gate::server::SocketError;
 use crate::leadership::Leadership;
 use crate::machine::{Machine, MachineError};
@@ -41,6 +44,8 @@ const OPEN_DEADLINE: Duration = Duration::from_secs(8);
 const CHECKPOINT_INTERVAL: Duration = Duration::from_secs(60);
 /// How often the log is looked at.
 const LOG_INTERVAL: Duration = Duration::from_secs(2);
+/// How long a node that is told to stop may take to purge its log.
+const PURGE_AT_STOP: Duration = Duration::from_secs(5);
 /// When a restart would have to read more log than this, in bytes, all that changed is checkpointed at once.
 const MAX_REPLAY: u64 = 256 << 20;
 
@@ -121,6 +126,7 @@ pub struct Node {
     machine: Arc<Machine>,
     raft: OnceLock<Raft>,
     sql: OnceLock<Arc<crate::sql::service::Service>>,
+    confirmations: Confirmations,
     /// Everything that the log held at the start has been applied.
     ready: watch::Sender<bool>,
     started: SystemTime,
@@ -172,6 +178,11 @@ impl Node {
     /// Whether this node may grant leases now.
     pub fn leadership(&self) -> &Leadership {
         &self.context.leadership
+    }
+
+    /// Up to where a leader was confirmed to have committed.
+    pub(crate) fn confirmations(&self) -> &Confirmations {
+        &self.confirmations
     }
 
     /// When it was started, and for how long it has run.
@@ -235,6 +246,7 @@ impl Node {
             checkpoints,
             repairs,
             checkpoint_bytes: config.checkpoint_bytes,
+            unstaged: watch::Sender::default(),
             flushed: OnceLock::new(),
         });
         let registry = Arc::new(Registry::new(&dir.join("db"), context.clone())?);
@@ -266,6 +278,7 @@ impl Node {
             machine,
             raft: OnceLock::from(raft),
             sql: OnceLock::new(),
+            confirmations: Confirmations::default(),
             ready: watch::Sender::new(false),
             started: SystemTime::now(),
             started_at: Instant::now(),
@@ -386,6 +399,14 @@ impl Node {
         self.registry.find(name).ok_or_else(|| OpenError::Unavailable(format!("{name} was dropped again")))
     }
 
+    /// Drops a database on all nodes; on this one it is gone when this returns.
+    pub async fn drop_database(self: &Arc<Self>, id: DbId, patience: Duration) -> Result<(), LeaderError> {
+        let deadline = tokio::time::Instant::now() + patience;
+        let index = peers::ask_leader(self, PeerRequest::DropDatabase { id: id.0 }, patience).await?;
+        let applied = tokio::time::timeout_at(deadline, self.wait_taken(index)).await;
+        applied.map_err(|_| LeaderError::Unavailable("dropping it takes long; look again".into()))
+    }
+
     /// Makes sure that a database's worker has seen everything in which a transaction could be, and ends its
     /// wait if it wasn't there.
     pub async fn conclude(self: &Arc<Self>, database: &Arc<Database>, id: TxnId, deadline: Duration) {
@@ -426,6 +447,8 @@ impl Node {
             node.store_manifest();
         })
         .await;
+        // What the next start needn't read.
+        let _ = tokio::time::timeout(PURGE_AT_STOP, self.purge_log()).await;
         self.raft().shutdown().await;
     }
 

@@ -2,7 +2,7 @@
 //! to it, and the first acquaintance of nodes that start or join a cluster. JSON, over Raft's mutually
 //! authenticated connections.
 
-use crate::command::Command;
+use crate::command::{Command, DbId};
 use crate::members;
 use crate::node::Node;
 use crate::sql::forward::{self, Answer, Forward};
@@ -47,6 +47,11 @@ pub enum PeerRequest {
         name: String,
         /// Its page size.
         page_size: u32,
+    },
+    /// Drop a database. For the leader; answered by the index to wait for.
+    DropDatabase {
+        /// Its id.
+        id: u64,
     },
     /// Append an entry that does nothing. For the leader; answered by its index.
     Barrier,
@@ -257,6 +262,7 @@ pub(crate) async fn serve(node: &Arc<Node>, request: PeerRequest) -> PeerRespons
             }
             Command::CreateDatabase { name, page_size }
         }
+        PeerRequest::DropDatabase { id } => Command::DropDatabase { database: DbId(id) },
         PeerRequest::Barrier => Command::Barrier { nonce: nonce() },
         PeerRequest::ReadIndex { confirm: false } => {
             return match node.leadership().leading() {

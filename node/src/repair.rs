@@ -52,7 +52,7 @@ pub async fn repair(node: Arc<Node>, mut fenced: mpsc::UnboundedReceiver<DbId>) 
         tokio::spawn(async move {
             let mut pause = PAUSE_MIN;
             let mut said = String::new();
-            while database.fenced().is_some() {
+            while database.fenced().is_some() && !database.is_dropped() {
                 match attempt(&node, &database).await {
                     Ok(peer) => info!(database = database.name, peer, "repaired"),
                     Err(error) => {
@@ -68,7 +68,7 @@ pub async fn repair(node: Arc<Node>, mut fenced: mpsc::UnboundedReceiver<DbId>) 
             }
             lock(&under_repair, id, false);
             // Fenced again in just this moment: the message about that came too early.
-            if database.fenced().is_some() {
+            if database.fenced().is_some() && !database.is_dropped() {
                 database.ask_repair();
             }
         });

@@ -129,6 +129,12 @@ pub trait StateMachine: Send + Sync + 'static {
     /// runtime thread and must be quick (queue the work). An error is fatal for the node.
     fn apply(&self, batch: Vec<Committed>) -> std::io::Result<()>;
 
+    /// Resolves when the state machine has room for more entries, which wait in the log meanwhile. Nothing else of
+    /// the node's may be needed for it.
+    fn room(&self) -> BoxFuture<'static, ()> {
+        Box::pin(std::future::ready(()))
+    }
+
     /// What is durable now, as [`StateMachine::applied`] says it, and a description of that state for a member that
     /// needs entries which were purged. Called on a runtime thread; nothing is to be copied.
     fn snapshot(&self) -> std::io::Result<(AppliedState, Bytes)>;

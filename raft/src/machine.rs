@@ -101,6 +101,7 @@ impl RaftStateMachine<C> for Machine {
     {
         let mut chunks = entries.ready_chunks(BATCH_ENTRIES);
         while let Some(chunk) = chunks.next().await {
+            self.target.room().await;
             let mut batch = Vec::with_capacity(chunk.len());
             let mut responders = Vec::new();
             for item in chunk {

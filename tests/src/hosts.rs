@@ -42,7 +42,8 @@ impl Program {
     /// All of them.
     pub const ALL: [Program; 3] = [Program::Cli, Program::Python, Program::Apsw];
 
-    fn path(self) -> PathBuf {
+    /// Where it is.
+    pub fn path(self) -> PathBuf {
         match self {
             Program::Cli => "/usr/bin/sqlite3".into(),
             Program::Python => "/usr/bin/python3".into(),

@@ -14,11 +14,21 @@
 //! | `/metrics`, `/debug/vars` | GET | numbers, for Prometheus and as JSON |
 //! | `/verify` | POST | appends a verification, `files` with file hashes; `{"index":N}` |
 //! | `/verify?index=N` | GET | what this node's databases were at that entry |
+//! | `/db/backup` | GET | a database as a file or a script, see [`backup`] |
+//! | `/db/load` | POST | a file or a script becomes a database, see [`load`] |
+//! | `/db/list` | GET | JSON list of the databases, see [`databases`] |
+//! | `/db/create` | POST | creates the database `db=NAME`, with `page_size=N` |
+//! | `/db/drop` | POST | drops the database `db=NAME` |
 
 pub mod auth;
+pub mod backup;
+pub mod databases;
+pub mod exchange;
+pub mod load;
 pub mod members;
 pub mod metrics;
 pub mod server;
+mod sink;
 pub mod sql;
 pub mod status;
 pub mod tx;
@@ -57,6 +67,7 @@ pub fn router(node: Arc<Node>, auth: Option<Arc<Auth>>) -> Router {
         .route("/metrics", get(metrics::metrics))
         .route("/debug/vars", get(metrics::vars))
         .route("/verify", get(verify::result).post(verify::start))
+        .merge(exchange::router(node.clone()))
         .fallback(|| async { error(StatusCode::NOT_FOUND, "there is no such path") })
         .method_not_allowed_fallback(|| async {
             error(StatusCode::METHOD_NOT_ALLOWED, "this path does not take this method")

@@ -6,17 +6,24 @@ use anyhow::{Context as _, bail};
 use rustls::pki_types::CertificateDer;
 use rustls::pki_types::pem::PemObject;
 use serde_json::Value;
+use std::io::Read;
 use std::sync::Arc;
 use std::time::Duration;
-use ureq::RequestBuilder;
 use ureq::config::ConfigBuilder;
 use ureq::tls::{Certificate, RootCerts, TlsConfig};
 use ureq::typestate::AgentScope;
+use ureq::{RequestBuilder, SendBody};
 
 /// No single request takes longer.
 const TIMEOUT: Duration = Duration::from_secs(15);
 /// Nor one that changes the membership: longer than the node takes until it gives up.
 const CHANGE_TIMEOUT: Duration = Duration::from_secs(45);
+/// How long a node may be silent while it sends or takes a database.
+const SILENCE: Duration = Duration::from_secs(90);
+/// How long it may take to check and commit one that it has taken.
+const LOAD_TIMEOUT: Duration = Duration::from_secs(6 * 3600);
+/// How often a node may send on to another one.
+const MAX_REDIRECTS: u32 = 4;
 
 /// A client of one node.
 #[derive(Clone, Debug)]
@@ -106,6 +113,41 @@ impl Client {
         self.read(request.force_send_body().send_json(body))
     }
 
+    /// GET of a body of any size; an answer that is none is an error.
+    pub fn download(&self, path: &str) -> anyhow::Result<ureq::http::Response<ureq::Body>> {
+        let url = self.url(path);
+        let request = self
+            .authorize(self.agent.get(&url))
+            .config()
+            .timeout_global(None)
+            .timeout_per_read(Some(SILENCE))
+            .build();
+        let response = request.call().with_context(|| self.unreachable())?;
+        if response.status().is_success() { Ok(response) } else { Err(self.refusal(response)) }
+    }
+
+    /// POST of a body of any size; goes where the node says. The answer may be long in coming.
+    pub fn upload(&self, path: &str, body: &mut dyn Read, length: u64) -> anyhow::Result<Value> {
+        let mut url = self.url(path);
+        for _ in 0..MAX_REDIRECTS {
+            let request = self.authorize(self.agent.post(&url)).header("content-length", length);
+            // What is refused, or sent elsewhere, is so before the body is on its way.
+            let request = request.header("expect", "100-continue");
+            let config = request.config().timeout_global(None).timeout_per_write(Some(SILENCE));
+            let config =
+                config.timeout_await_100(Some(CHANGE_TIMEOUT)).timeout_recv_response(Some(LOAD_TIMEOUT));
+            let request = config.max_redirects(0).build();
+            let response = request.send(SendBody::from_reader(&mut *body));
+            let response = response.with_context(|| format!("sending to {url}"))?;
+            if response.status().as_u16() != 307 {
+                return self.read(Ok(response));
+            }
+            let location = response.headers().get("location").and_then(|at| at.to_str().ok());
+            url = location.context("a node sends on to nowhere")?.to_owned();
+        }
+        bail!("{}: the nodes don't agree who leads; try again", self.base)
+    }
+
     /// The text of a path, whatever its status.
     pub fn text(&self, path: &str) -> anyhow::Result<String> {
         let url = self.url(path);
@@ -127,6 +169,13 @@ impl Client {
             bail!("{}: {}", self.base, value["error"].as_str().unwrap_or(status.as_str()));
         }
         Ok(value)
+    }
+
+    fn refusal(&self, response: ureq::http::Response<ureq::Body>) -> anyhow::Error {
+        match self.read(Ok(response)) {
+            Ok(_) => anyhow::anyhow!("{}: an unexpected answer", self.base),
+            Err(why) => why,
+        }
     }
 
     fn unreachable(&self) -> String {

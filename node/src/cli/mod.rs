@@ -1,9 +1,11 @@
 //! The command line.
 
 pub mod app;
+pub mod backup;
 pub mod bench;
 pub mod bench_http;
 pub mod client;
+pub mod db;
 pub mod demo;
 pub mod host;
 pub mod inspect;
@@ -12,6 +14,7 @@ pub mod local;
 pub mod passwd;
 pub mod recover;
 pub mod remove;
+pub mod restore;
 pub mod run;
 pub mod status;
 pub mod verify;
@@ -50,6 +53,9 @@ pub fn run(cli: Cli) -> anyhow::Result<ExitCode> {
         Command::Demo(args) => demo::run(&args),
         Command::Status(args) => status::run(&args),
         Command::Verify(args) => verify::run(&args),
+        Command::Db(args) => db::run(&args.what),
+        Command::Backup(args) => backup::run(&args),
+        Command::Restore(args) => restore::run(&args),
         Command::Inspect(args) => inspect::run(&args.what),
         Command::Bench(args) => match &args.what {
             None => bench::run(&args),

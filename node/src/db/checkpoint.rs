@@ -79,7 +79,7 @@ impl Database {
     /// A checkpoint of everything, on the worker, so that nobody publishes meanwhile. `Ok(false)`: readers or
     /// another checkpoint held it up.
     pub(super) fn checkpoint_all(&self) -> Result<bool, DbError> {
-        // Whoever has it may be waiting for the worker.
+        // The worker waits for no other checkpoint.
         let _guard = match self.checkpointing.try_lock() {
             Ok(guard) => guard,
             Err(TryLockError::Poisoned(guard)) => guard.into_inner(),
@@ -94,7 +94,10 @@ impl Database {
         let deadline = Instant::now() + PATIENCE;
         while !self.checkpoint_all()? {
             if Instant::now() >= deadline {
-                return Err(self.io("checkpointing it for a verification", "a reader holds an old snapshot"));
+                return Err(self.io(
+                    "checkpointing it for a verification",
+                    "a reader of an old snapshot or another checkpoint is in the way",
+                ));
             }
             std::thread::sleep(Duration::from_millis(20));
         }
@@ -174,6 +177,7 @@ impl Database {
         }
         if !snapshot.filled {
             let writer = sql::checkpointer(self.path())?;
+            self.still_there()?;
             writer
                 .query_row("PRAGMA wal_checkpoint(PASSIVE)", [], |_| Ok(()))
                 .map_err(sql::error(self.path(), "checkpointing it"))?;

@@ -31,8 +31,9 @@ use bytes::Bytes;
 use quire_raft::LogPosition;
 use quire_vfs::format::checksum::{DbChecksum, HashDelta, PageHashes};
 use quire_vfs::format::transaction::TxnId;
+use quire_vfs::format::wal::frame_offset;
 use quire_vfs::format::wal_index::{self, WalIndex};
-use quire_vfs::format::{PageNo, PageSize};
+use quire_vfs::format::{FrameNo, PageNo, PageSize};
 use quire_vfs::gate::Grant;
 use quire_vfs::gate::lock::GateLock;
 use quire_vfs::gate::proto::{Outcome, Refusal, WalTarget};
@@ -40,6 +41,7 @@ use quire_vfs::holder::{Holder, IndexLock};
 use std::collections::{BTreeSet, HashMap, VecDeque};
 use std::io;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 use tokio::sync::{mpsc, oneshot, watch};
@@ -60,11 +62,20 @@ pub struct Context {
     pub repairs: mpsc::UnboundedSender<DbId>,
     /// Bytes of pages after which a WAL counts as long.
     pub checkpoint_bytes: u64,
+    /// Bytes of parts of large transactions that are yet to be staged.
+    pub unstaged: watch::Sender<usize>,
     /// How far the log is on this node's disk, once Raft has started.
     pub flushed: OnceLock<watch::Receiver<u64>>,
 }
 
 impl Context {
+    /// Resolves when not too much waits to be staged, for which nothing but the disk is needed: read again from the
+    /// log, a large transaction would come faster than it is written.
+    pub async fn room(unstaged: watch::Sender<usize>) {
+        const MAX_UNSTAGED: usize = 32 << 20;
+        let _ = unstaged.subscribe().wait_for(|bytes| *bytes < MAX_UNSTAGED).await;
+    }
+
     /// Asks for a checkpoint of a database again, after a pause: something was in its way.
     pub fn ask_again(&self, id: DbId) {
         const PAUSE: Duration = Duration::from_secs(1);
@@ -137,6 +148,8 @@ pub enum Work {
     },
     /// Copy all of the WAL into the database file while nobody publishes.
     Checkpoint,
+    /// The database was dropped: who waits for it is told.
+    Drop,
     /// Install a state of another node.
     Install {
         /// The state.
@@ -249,6 +262,8 @@ pub(super) struct State {
     pub checkpoint_asked: bool,
     /// When the worker last closed the WAL.
     pub closed_at: Option<Instant>,
+    /// Bytes of WAL from which on it is looked whether a reader keeps it.
+    pub look_at_wal: u64,
     /// While a fenced database gets its state from another node: entries after this one wait for it.
     pub hold: Option<u64>,
     /// Bytes of the entries that wait for that.
@@ -283,6 +298,8 @@ pub struct Progress {
 
 /// How many recent transactions are remembered.
 const RECENT: usize = super::side_file::RING_LEN as usize;
+/// A WAL of so many times the size at which it should start anew is kept from that by somebody.
+const LONG_WAL: u64 = 2;
 /// How many verifications are remembered.
 pub(super) const VERIFICATIONS: usize = 16;
 
@@ -311,6 +328,7 @@ pub struct Database {
     pub(super) stager: Arc<Stager>,
     /// The last entry that was dealt with, for those who wait for it.
     pub(super) progress: watch::Sender<u64>,
+    pub(super) dropped: AtomicBool,
     /// One checkpoint at a time.
     pub(super) checkpointing: Mutex<()>,
     /// One transfer at a time of a state to this node.
@@ -338,6 +356,10 @@ pub struct DatabaseStatus {
     pub wal_frames: u32,
     /// Frames that are in the database file too.
     pub wal_backfilled: u32,
+    /// Bytes of the WAL that are in use.
+    pub wal_bytes: u64,
+    /// The WAL is long, and a reader on this node keeps it from starting anew.
+    pub wal_kept_by_reader: bool,
     /// Parts of an unfinished large transaction.
     pub unfinished_parts: u32,
     /// Entries that wait to be applied here.
@@ -388,7 +410,7 @@ impl Database {
             let beside = durable.target > base && durable.target < index;
             durable.position.index == index || (durable.position.index <= base && !beside)
         });
-        let stager = Arc::new(Stager::new(path, context.runtime.clone())?);
+        let stager = Arc::new(Stager::new(path, context.runtime.clone(), context.unstaged.clone())?);
         let published = match plan {
             Plan::Rebuild => {
                 // A checkpoint was cut short: the file may hold pages of entries that are yet to come again, so
@@ -449,6 +471,7 @@ impl Database {
             verifications: VecDeque::new(),
             checkpoint_asked: false,
             closed_at: None,
+            look_at_wal: 0,
             hold: None,
             held_bytes: 0,
             installed: None,
@@ -478,6 +501,7 @@ impl Database {
             files: Mutex::new(Files { wal, side }),
             stager,
             progress: watch::Sender::new(index),
+            dropped: AtomicBool::new(false),
             checkpointing: Mutex::new(()),
             transfers: Arc::default(),
         })
@@ -573,6 +597,13 @@ impl Database {
         state.queue.is_empty() && !state.running && state.publishing.is_none()
     }
 
+    /// Waits until a reader finds everything that has been handed to this database.
+    pub async fn caught_up(self: &Arc<Self>) {
+        if !self.is_idle() {
+            self.settled().await;
+        }
+    }
+
     /// The last entry that was dealt with.
     pub fn dealt_with(&self) -> u64 {
         *self.progress.borrow()
@@ -609,6 +640,7 @@ impl Database {
         let region0 = self.holder.region(0).ok();
         let header = region0.and_then(wal_index::read_header);
         let backfilled = region0.map_or(0, |region| wal_index::backfilled(region).0);
+        let wal_bytes = header.map_or(0, |header| self.wal_bytes(header.max_frame));
         let state = self.state();
         DatabaseStatus {
             id: self.id.0,
@@ -620,6 +652,8 @@ impl Database {
             checksum: state.hashes.checksum().to_string(),
             wal_frames: header.map_or(0, |header| header.max_frame.0),
             wal_backfilled: backfilled,
+            wal_bytes,
+            wal_kept_by_reader: wal_bytes >= LONG_WAL * self.wal_limit() && self.is_read(),
             unfinished_parts: state.large.parts(),
             queued: state.queue.len() + usize::from(state.running),
             waiting: state.lease.waiting(),
@@ -674,6 +708,7 @@ impl Database {
         let Some(header) = wal_index::read_header(region0) else { return };
         let lacking = header.max_frame.0.saturating_sub(wal_index::backfilled(region0).0);
         let bytes = |frames: u32| u64::from(frames) * u64::from(self.page_size.get());
+        self.watch_readers(state, self.wal_bytes(header.max_frame));
         if bytes(lacking) >= self.context.checkpoint_bytes {
             if !state.checkpoint_asked {
                 state.checkpoint_asked = self.context.checkpoints.send(self.id).is_ok();
@@ -685,6 +720,44 @@ impl Database {
             state.closed_at = Some(Instant::now());
             state.queue.push_back(Work::Checkpoint);
             self.wake(state);
+        }
+    }
+}
+
+impl Database {
+    fn wal_bytes(&self, frames: FrameNo) -> u64 {
+        if frames.0 == 0 { 0 } else { frame_offset(FrameNo(frames.0 + 1), self.page_size) }
+    }
+
+    /// Whether somebody reads from the WAL at this moment: an app, a stock reader, a backup.
+    fn is_read(&self) -> bool {
+        match self.holder.try_lock(IndexLock::Readers) {
+            Ok(true) => {
+                self.holder.unlock(IndexLock::Readers);
+                false
+            }
+            Ok(false) => true,
+            Err(_) => false,
+        }
+    }
+
+    /// Says so when a reader makes the WAL grow, and again each time that it has doubled.
+    fn watch_readers(&self, state: &mut State, bytes: u64) {
+        let long = LONG_WAL * self.wal_limit();
+        if bytes < long {
+            state.look_at_wal = long;
+        } else if bytes >= state.look_at_wal {
+            if self.is_read() {
+                warn!(
+                    database = self.name,
+                    wal_mib = bytes >> 20,
+                    "its WAL grows: a reader of an old state on this node keeps it from starting anew"
+                );
+                state.look_at_wal = 2 * bytes;
+            } else {
+                // Nobody at this moment; not to be asked at each commit.
+                state.look_at_wal = bytes + long / 8;
+            }
         }
     }
 }

@@ -50,6 +50,10 @@ impl Database {
     }
 
     fn may_lead(&self, state: &State) -> Result<u64, Refusal> {
+        if self.is_dropped() {
+            let why = format!("{} was dropped; close it", self.name);
+            return Err(Refusal::new(RefusalCode::NotFound, why));
+        }
         if let Some(why) = &state.fenced {
             return Err(Refusal::new(
                 RefusalCode::Fenced,

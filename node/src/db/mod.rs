@@ -12,6 +12,8 @@
 //! | [`side_file`] | `NAME.db-quire`: durable index, page hashes, publications |
 //! | [`checkpoint`] | moves the durable index forward |
 //! | [`view`] | the whole database at one entry, page by page |
+//! | [`dropping`] | what becomes of a database that is dropped |
+//! | [`export`] | a view as an ordinary SQLite file |
 //! | [`scrub`] | reads pages and compares them with their hashes |
 //! | [`incoming`] | `NAME.db-incoming`: a state on its way from another node |
 //! | [`install`] | makes an incoming state this node's own |
@@ -20,6 +22,8 @@
 pub mod applier;
 pub mod checkpoint;
 pub mod database;
+pub mod dropping;
+pub mod export;
 pub mod gate;
 pub mod incoming;
 pub mod install;

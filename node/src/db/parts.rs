@@ -33,7 +33,7 @@ use std::io;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak};
-use tokio::sync::oneshot;
+use tokio::sync::{oneshot, watch};
 use tracing::{debug, warn};
 
 /// Bytes of staged pages that are read at once.
@@ -123,6 +123,8 @@ pub(super) struct Stager {
     database: PathBuf,
     runtime: tokio::runtime::Handle,
     waiting: Mutex<VecDeque<(Slot, Bytes)>>,
+    /// Their bytes, of all databases.
+    unstaged: watch::Sender<usize>,
     /// Held by whoever stages: the file of each transaction, and how far it is written.
     files: Mutex<HashMap<TxnId, (Weak<StageFile>, u64)>>,
 }
@@ -140,7 +142,11 @@ fn prefix(database: &Path) -> std::ffi::OsString {
 
 impl Stager {
     /// Removes what an earlier life of the node has left.
-    pub(super) fn new(database: &Path, runtime: tokio::runtime::Handle) -> Result<Stager, DbError> {
+    pub(super) fn new(
+        database: &Path,
+        runtime: tokio::runtime::Handle,
+        unstaged: watch::Sender<usize>,
+    ) -> Result<Stager, DbError> {
         let directory = database.parent().unwrap_or(Path::new("."));
         let prefix = prefix(database);
         for entry in std::fs::read_dir(directory).map_err(DbError::io(directory, "reading it"))? {
@@ -154,6 +160,7 @@ impl Stager {
             database: database.to_owned(),
             runtime,
             waiting: Mutex::default(),
+            unstaged,
             files: Mutex::default(),
         })
     }
@@ -167,6 +174,7 @@ impl Stager {
             let stager = self.clone();
             self.runtime.spawn_blocking(move || stager.stage());
         }
+        self.unstaged.send_modify(|bytes| *bytes += body.len());
         waiting.push_back((slot.clone(), body));
         slot
     }
@@ -179,6 +187,7 @@ impl Stager {
             let next = lock(&self.waiting).pop_front();
             let Some((slot, body)) = next else { return };
             let _ = slot.set(Arc::new(self.write(&mut files, &body)));
+            self.unstaged.send_modify(|bytes| *bytes -= body.len());
             fault::point("part.staged");
         }
     }
@@ -536,7 +545,7 @@ mod tests {
         for name in [&format!("a.db-parts-{}", id(1)), &kept, &format!("b.db-parts-{}", id(1))] {
             std::fs::write(dir.path().join(name), "x").unwrap();
         }
-        let stager = Arc::new(Stager::new(&db, runtime.handle().clone()).unwrap());
+        let stager = Arc::new(Stager::new(&db, runtime.handle().clone(), watch::Sender::default()).unwrap());
         assert_eq!(files(dir.path()), [kept.clone(), format!("b.db-parts-{}", id(1))]);
 
         let slots: Vec<_> = [part(1, 0, &[1, 2]), part(2, 0, &[5]), part(1, 1, &[7, 9])]

@@ -2,6 +2,7 @@
 
 use super::DbError;
 use super::database::{Context, Database, database_path};
+use super::dropping::{self, Tombstone};
 use super::side_file::{Durable, SideFile, Stamp, side_path};
 use crate::command::DbId;
 use crate::manifest::sync_dir;
@@ -10,12 +11,12 @@ use quire_vfs::format::checksum::PageHashes;
 use quire_vfs::format::database::empty_database;
 use quire_vfs::format::{PageNo, PageSize};
 use quire_vfs::shim::vfs::MARKER;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs::File;
 use std::io::Write;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, RwLock};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 use tokio::sync::watch;
 use tracing::{info, warn};
 
@@ -25,6 +26,8 @@ pub struct Registry {
     directory: PathBuf,
     context: Arc<Context>,
     databases: RwLock<BTreeMap<DbId, Arc<Database>>>,
+    /// What is left of dropped databases that the stored manifest may name.
+    tombstones: Mutex<Vec<Tombstone>>,
     /// Rises with each change, for those who wait for a database.
     changes: watch::Sender<u64>,
 }
@@ -44,6 +47,7 @@ impl Registry {
             directory: directory.to_owned(),
             context,
             databases: RwLock::default(),
+            tombstones: Mutex::default(),
             changes: watch::Sender::new(0),
         })
     }
@@ -95,6 +99,44 @@ impl Registry {
         let mut databases = self.databases.write().unwrap_or_else(std::sync::PoisonError::into_inner);
         databases.insert(database.id, database);
         self.changes.send_modify(|n| *n += 1);
+    }
+
+    /// Drops a database, if it is there. Its files are gone when this returns.
+    pub fn drop_database(&self, id: DbId) -> Result<(), DbError> {
+        let Some(database) = self.get(id) else { return Ok(()) };
+        database.mark_dropped();
+        self.databases.write().unwrap_or_else(PoisonError::into_inner).remove(&id);
+        self.changes.send_modify(|n| *n += 1);
+        self.tombstones().push(dropping::bury(database.path(), id)?);
+        Ok(())
+    }
+
+    /// Whether a database that a manifest names was dropped after that.
+    pub fn was_dropped(&self, id: DbId, name: &str) -> Result<bool, DbError> {
+        let tombstone = dropping::find(&database_path(&self.directory, name), id)?;
+        let found = tombstone.is_some();
+        self.tombstones().extend(tombstone);
+        Ok(found)
+    }
+
+    /// A manifest is stored that names these databases only.
+    pub fn manifest_names(&self, named: &BTreeSet<DbId>) {
+        self.tombstones().retain(|tombstone| {
+            let stays = named.contains(&tombstone.id);
+            if !stays {
+                tombstone.remove();
+            }
+            stays
+        });
+    }
+
+    /// At the start: what is left of databases that the manifest does not name.
+    pub fn sweep(&self, named: &BTreeSet<DbId>) -> Result<(), DbError> {
+        dropping::sweep(&self.directory, named)
+    }
+
+    fn tombstones(&self) -> MutexGuard<'_, Vec<Tombstone>> {
+        self.tombstones.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// The entry at `position` creates a database. Its files may be there already, when the log is read

@@ -1,5 +1,6 @@
 //! The daemon's own SQL connections. They go through the quire VFS like an app's. Whoever opens one hands in its
-//! gate; without one it is the checkpointer's, the only connection anywhere that may write a database file.
+//! gate; without one it is the checkpointer's, the only connection anywhere that may write a database file. A
+//! [`writer`] is an app's in every respect: its gate is the node's socket.
 
 use super::DbError;
 use quire_vfs::format::PageSize;
@@ -7,9 +8,12 @@ use quire_vfs::format::transaction::TxnId;
 use quire_vfs::gate::proto::{Outcome, Refusal, RefusalCode, WalTarget};
 use quire_vfs::gate::{DatabaseInfo, Gate, Grant};
 use quire_vfs::shim::ffi::Api;
+use quire_vfs::shim::reads::ReadLevel;
 use quire_vfs::shim::vfs::{self, RegisterError};
 use rusqlite::{Connection, OpenFlags, ffi};
 use std::cell::RefCell;
+use std::io;
+use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 use std::time::Duration;
 
@@ -93,6 +97,74 @@ pub fn checkpointer(database: &Path) -> Result<Connection, DbError> {
     Connection::open_with_flags_and_vfs(database, flags, c"quire").map_err(error(database, "opening it"))
 }
 
+/// Opens a connection that writes as an app does, through the node's socket. For threads that may block.
+pub fn writer(database: &Path, socket: &Path) -> Result<Connection, DbError> {
+    let request = vfs::OpenRequest {
+        path: database.to_owned(),
+        node: Some(socket.to_owned()),
+        page_size: None,
+        create: false,
+        read_only: false,
+        reads: ReadLevel::default(),
+        session: 0,
+    };
+    let gate = vfs::socket_opener()(&request).map_err(io::Error::other);
+    let gate = gate.map_err(DbError::io(database, "opening it"))?;
+    LAST_REFUSAL.set(None);
+    open(database, OpenFlags::SQLITE_OPEN_READ_WRITE, Box::new(Remembering(gate)))
+}
+
+/// A path as SQLite's URIs have it.
+pub fn uri_path(path: &Path) -> String {
+    let plain = |byte: u8| byte.is_ascii_alphanumeric() || b"/-_.~".contains(&byte);
+    let escape = |byte: &u8| if plain(*byte) { char::from(*byte).into() } else { format!("%{byte:02x}") };
+    path.as_os_str().as_bytes().iter().map(escape).collect()
+}
+
+thread_local! {
+    static LAST_REFUSAL: RefCell<Option<String>> = const { RefCell::new(None) };
+}
+
+/// Why the gate last refused something to a [`writer`] of this thread: SQLite itself only says that it did.
+pub fn last_refusal() -> Option<String> {
+    LAST_REFUSAL.take()
+}
+
+/// A gate that keeps its refusals for [`last_refusal`].
+struct Remembering(Box<dyn Gate>);
+
+impl Gate for Remembering {
+    fn info(&self) -> &DatabaseInfo {
+        self.0.info()
+    }
+
+    fn acquire(&mut self) -> Result<Grant, Refusal> {
+        let granted = self.0.acquire();
+        LAST_REFUSAL.set(granted.as_ref().err().map(ToString::to_string));
+        granted
+    }
+
+    fn part(&mut self, grant: &Grant, message: Vec<u8>) -> Result<(), String> {
+        let taken = self.0.part(grant, message);
+        LAST_REFUSAL.set(taken.as_ref().err().cloned());
+        taken
+    }
+
+    fn commit(&mut self, grant: &Grant, id: TxnId, target: WalTarget, message: Vec<u8>) -> Outcome {
+        let outcome = self.0.commit(grant, id, target, message);
+        LAST_REFUSAL.set(match &outcome {
+            Outcome::Refused(why) => Some(why.clone()),
+            Outcome::Unknown(why) => Some(format!("its outcome is unknown: {why}")),
+            _ => None,
+        });
+        outcome
+    }
+
+    fn release(&mut self, grant: Grant, linger: bool) {
+        self.0.release(grant, linger);
+    }
+}
+
 /// Names file and attempt in an error of SQLite's.
 pub fn error(database: &Path, what: &'static str) -> impl Fn(rusqlite::Error) -> DbError {
     move |error| DbError::Sqlite { path: database.to_owned(), what, error }
@@ -139,5 +211,15 @@ impl Gate for CheckpointerGate {
 
     fn is_checkpointer(&self) -> bool {
         true
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn paths_in_uris_are_escaped() {
+        assert_eq!(uri_path(Path::new("/a b/c?d#e%f/x-1.db")), "/a%20b/c%3fd%23e%25f/x-1.db");
     }
 }

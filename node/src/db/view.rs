@@ -12,7 +12,7 @@ use quire_raft::LogPosition;
 use quire_vfs::format::checksum::{DbChecksum, page_hash};
 use quire_vfs::format::wal::{FRAME_HEADER_SIZE, frame_offset};
 use quire_vfs::format::wal_index::{self, WalIndex};
-use quire_vfs::format::{FrameNo, PageNo};
+use quire_vfs::format::{FrameNo, PageNo, PageSize};
 use rusqlite::Connection;
 use std::fs::File;
 use std::io;
@@ -37,6 +37,8 @@ pub(super) struct Rest<'a> {
 
 /// A database at one entry.
 pub struct View {
+    // Dropped before the database, without which it would be the last one to close the file.
+    _reader: Connection,
     database: Arc<Database>,
     /// The last entry in it.
     pub position: LogPosition,
@@ -55,7 +57,6 @@ pub struct View {
     wal: File,
     /// The last frame of the snapshot; 0 if all of it is in the file.
     max_frame: FrameNo,
-    _reader: Connection,
 }
 
 impl std::fmt::Debug for View {
@@ -71,16 +72,16 @@ impl Database {
     /// Brings the database to rest for a moment, and if `wait` says so waits for a checkpoint to end before. `None`:
     /// something is in the way; try again later.
     pub(super) fn rest(self: &Arc<Self>, wait: bool) -> Result<Option<Rest<'_>>, DbError> {
-        let checkpointing = match self.checkpointing.try_lock() {
-            Ok(guard) => guard,
-            Err(TryLockError::Poisoned(guard)) => guard.into_inner(),
+        match self.checkpointing.try_lock() {
             Err(TryLockError::WouldBlock) if wait => {
-                self.checkpointing.lock().unwrap_or_else(PoisonError::into_inner)
+                drop(self.checkpointing.lock().unwrap_or_else(PoisonError::into_inner));
             }
             Err(TryLockError::WouldBlock) => return Ok(None),
-        };
+            Ok(_) | Err(TryLockError::Poisoned(_)) => {}
+        }
         let sql_error = sql::error(self.path(), "taking a snapshot");
         let reader = sql::checkpointer(self.path())?;
+        self.still_there()?;
         // On the worker's own turn, as under load it is never idle.
         let (paused, at_rest) = sync_channel(1);
         let (go_on, resume) = sync_channel::<()>(1);
@@ -88,6 +89,12 @@ impl Database {
         if at_rest.recv_timeout(PATIENCE).is_err() {
             return Ok(None);
         }
+        // Only now: a worker that is at something else may itself need it.
+        let checkpointing = match self.checkpointing.try_lock() {
+            Ok(guard) => guard,
+            Err(TryLockError::Poisoned(guard)) => guard.into_inner(),
+            Err(TryLockError::WouldBlock) => return Ok(None),
+        };
         reader.execute_batch("BEGIN").map_err(&sql_error)?;
         reader.query_row(READ, [], |_| Ok(())).map_err(&sql_error)?;
         Ok(Some(Rest { reader, checkpointing, go_on }))
@@ -108,6 +115,7 @@ impl Database {
         let filled = backfilled >= header.max_frame;
         let path = wal_path(self.path());
         let wal = File::open(&path).map_err(DbError::io(&path, "opening it"))?;
+        self.still_there()?;
         let state = self.state();
         Ok(Some(View {
             database: self.clone(),
@@ -134,6 +142,11 @@ impl Database {
 }
 
 impl View {
+    /// Size of a page.
+    pub fn page_size(&self) -> PageSize {
+        self.database.page_size
+    }
+
     /// Reads a page as it really is on this node.
     pub fn read(&self, page: PageNo, out: &mut [u8]) -> Result<(), DbError> {
         let db = &self.database;

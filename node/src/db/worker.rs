@@ -100,6 +100,7 @@ impl Database {
                 }
                 state = self.state();
             }
+            Work::Drop => self.end(&mut state),
             Work::Install { incoming, read, done } => {
                 let (again, result) = self.install(state, &incoming, read);
                 drop(incoming);

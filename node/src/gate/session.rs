@@ -1,6 +1,7 @@
 //! One app connection: a strict dialogue of one message at a time, as [`quire_vfs::gate::proto`] describes
 //! it. Whatever breaks the protocol ends the connection and harms nobody else.
 
+use super::reads;
 use crate::command::TRANSACTION_PREFIX;
 use crate::core::lease::SessionId;
 use crate::db::database::Database;
@@ -30,7 +31,7 @@ const MESSAGE_DEADLINE: Duration = Duration::from_secs(30);
 /// One attempt at finding out what became of a transaction.
 const CONCLUDE_ATTEMPT: Duration = Duration::from_secs(10);
 /// No queueing longer than this, whatever is asked.
-const MAX_WAIT: Duration = Duration::from_secs(10);
+pub(super) const MAX_WAIT: Duration = Duration::from_secs(10);
 
 /// Why a connection ended.
 #[derive(Debug, thiserror::Error)]
@@ -50,7 +51,7 @@ pub enum SessionError {
 }
 
 /// Reads messages; buffered, so that waiting for one can be interrupted.
-struct Inbox {
+pub(super) struct Inbox {
     stream: OwnedReadHalf,
     buffer: BytesMut,
     max: usize,
@@ -58,7 +59,7 @@ struct Inbox {
 
 impl Inbox {
     /// The next message without its length; `None` at the end of the connection.
-    async fn next(&mut self) -> Result<Option<BytesMut>, SessionError> {
+    pub(super) async fn next(&mut self) -> Result<Option<BytesMut>, SessionError> {
         loop {
             if let Some(prefix) = self.buffer.first_chunk::<4>() {
                 let len = proto::message_length(*prefix, self.max)?;
@@ -85,7 +86,7 @@ impl Inbox {
 pub(super) struct Session {
     pub(super) id: SessionId,
     pub(super) node: Arc<Node>,
-    inbox: Inbox,
+    pub(super) inbox: Inbox,
     out: OwnedWriteHalf,
     /// A large transaction of which parts were sent, and no Commit succeeded.
     pub(super) unfinished: Option<TxnId>,
@@ -187,6 +188,14 @@ impl Session {
                 Request::Resolve { base, target, id } => {
                     let outcome = self.resolve(database, base, target, id).await?;
                     self.send(&Response::Outcome(outcome)).await?;
+                }
+                Request::Read { goal, wait_ms } => {
+                    let response = self.read(database, goal, Duration::from_millis(wait_ms.into())).await?;
+                    self.send(&response).await?;
+                }
+                Request::Status => {
+                    let status = reads::status(&self.node, database);
+                    self.send(&Response::Status(status)).await?;
                 }
             }
         }

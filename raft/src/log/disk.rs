@@ -11,8 +11,6 @@ use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use bytes::Bytes;
-
 /// A directory of log files.
 pub(crate) trait Disk: Send + Sync + 'static {
     /// Names of the plain files in the root.
@@ -42,8 +40,6 @@ pub(crate) trait DiskFile: Send + Sync {
     fn write_at(&self, buf: &[u8], offset: u64) -> io::Result<()>;
     /// Makes the data written so far durable.
     fn sync(&self) -> io::Result<()>;
-    /// The whole content, for as long as the result lives; only for files that are no longer written.
-    fn map(&self) -> io::Result<Bytes>;
 }
 
 const ZERO_CHUNK: usize = 1 << 20;
@@ -138,13 +134,5 @@ impl DiskFile for RealFile {
 
     fn sync(&self) -> io::Result<()> {
         self.0.sync_data()
-    }
-
-    fn map(&self) -> io::Result<Bytes> {
-        // SAFETY: only sealed segments are mapped. This process holds the directory's exclusive lock, never truncates
-        // a segment, and doesn't write to a sealed one while a map of it is alive (`pool.rs` recycles a file only
-        // when nothing refers to its map); removing the file leaves the map intact.
-        let map = unsafe { memmap2::Mmap::map(&self.0)? };
-        Ok(Bytes::from_owner(map))
     }
 }

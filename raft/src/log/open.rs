@@ -82,7 +82,6 @@ pub(crate) fn open_on(
     };
     let active =
         replay.segments.back().cloned().ok_or_else(|| fault(&disk, "", Fault::damaged(0, "no segment")))?;
-    replay.segments.iter().filter(|s| s.sequence != active.sequence).for_each(|s| s.seal());
 
     let next = replay.places.next();
     let committed = replay.committed_position();

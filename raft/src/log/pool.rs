@@ -6,8 +6,8 @@
 //! # Invariants
 //! - Segments are retired oldest first, one after the other, each name change durable before the next: after a crash
 //!   the remaining sequences are contiguous.
-//! - A file is reused only after its `.free` name is durable, and only if no map of it is alive; otherwise it is
-//!   removed (the map stays valid).
+//! - A file is reused only after its `.free` name is durable, and only if nobody reads it; otherwise it is removed
+//!   (whoever has it open reads on).
 //! - [`Pool::full`] is set from the first failure to prepare a spare until the next success. The log writer fails
 //!   only when it needs a segment while there is none and no purged one is on its way.
 //!
@@ -257,8 +257,8 @@ impl Pool {
 
     fn recycle(&self, segment: &mut Arc<Segment>, keep: bool) -> Result<Option<Spare>, Trouble> {
         let old = segment::file_name(segment.sequence);
-        // Unique, and no map of it referred to: nobody can read the file any more.
-        let unused = Arc::get_mut(segment).is_some_and(|s| s.unmap());
+        // Nobody reads the file any more.
+        let unused = Arc::get_mut(segment).is_some();
         if !(keep && unused && segment.bytes == self.segment_bytes) {
             self.disk.remove(&old).map_err(Trouble::Unchanged)?;
             self.disk.sync_names().map_err(Trouble::Final)?;

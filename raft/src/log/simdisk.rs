@@ -15,8 +15,6 @@ use std::io;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard};
 
-use bytes::Bytes;
-
 use super::disk::{Disk, DiskFile};
 
 pub(crate) const SECTOR: usize = 512;
@@ -65,8 +63,6 @@ struct FileState {
     current: Arc<Vec<u8>>,
     durable: Arc<Vec<u8>>,
     pending: Vec<(usize, Vec<u8>)>,
-    /// One more reference for each map that is alive.
-    maps: Arc<()>,
 }
 
 #[derive(Clone)]
@@ -288,10 +284,7 @@ impl SimDisk {
 
     /// The same disk once more, with all that is unsynced: what a killed process leaves to the next one.
     pub(crate) fn fork(&self) -> SimDisk {
-        let mut content = self.lock().content.clone();
-        // Maps are of this disk's files.
-        content.files.iter_mut().for_each(|f| f.maps = Arc::default());
-        SimDisk::of(content)
+        SimDisk::of(self.lock().content.clone())
     }
 
     /// How many sectors each unsynced write has, and how many name changes are unsynced.
@@ -425,9 +418,6 @@ impl DiskFile for SimFile {
             s.violations.push(format!("a write to {offset} + {} lets a file grow", buf.len()));
             return Err(io::ErrorKind::InvalidInput.into());
         }
-        if Arc::strong_count(&s.content.files[f].maps) > 1 {
-            s.violations.push("a file is written while it is mapped".into());
-        }
         if let Err(e) = s.trip(Site::Write) {
             // A short write.
             s.change(Change::Write(f, offset, buf[..buf.len() / 2].to_vec()));
@@ -448,17 +438,5 @@ impl DiskFile for SimFile {
         }
         s.change(Change::Sync(self.1));
         Ok(())
-    }
-
-    fn map(&self) -> io::Result<Bytes> {
-        struct Mapped(Arc<Vec<u8>>, #[allow(dead_code, reason = "counted, not read")] Arc<()>);
-        impl AsRef<[u8]> for Mapped {
-            fn as_ref(&self) -> &[u8] {
-                &self.0
-            }
-        }
-        let s = self.0.lock();
-        let f = &s.content.files[self.1];
-        Ok(Bytes::from_owner(Mapped(f.current.clone(), f.maps.clone())))
     }
 }

@@ -6,8 +6,8 @@
 //! before it was evicted, so it has a place.
 
 use std::collections::VecDeque;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, OnceLock};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use bytes::Bytes;
 use openraft::EntryPayload;
@@ -30,36 +30,6 @@ pub(crate) struct Segment {
     pub(crate) start: u64,
     /// Offset in the file after the last durable record.
     end: AtomicU64,
-    /// Made at the first read after the segment was sealed.
-    map: OnceLock<Map>,
-    sealed: AtomicBool,
-}
-
-/// A map of a sealed segment. `Bytes` can't tell whether others share it if it has an owner, so the owner holds a
-/// token that can.
-struct Map {
-    bytes: Bytes,
-    token: Arc<()>,
-}
-
-impl Map {
-    fn new(bytes: Bytes) -> Self {
-        struct Owner(Bytes, #[allow(dead_code, reason = "counted, not read")] Arc<()>);
-        impl AsRef<[u8]> for Owner {
-            fn as_ref(&self) -> &[u8] {
-                &self.0
-            }
-        }
-        let token = Arc::new(());
-        Map { bytes: Bytes::from_owner(Owner(bytes, token.clone())), token }
-    }
-
-    /// Gives the map up; true if nobody else has a part of it.
-    fn release(self) -> bool {
-        let Map { bytes, token } = self;
-        drop(bytes);
-        Arc::into_inner(token).is_some()
-    }
 }
 
 impl Segment {
@@ -72,8 +42,6 @@ impl Segment {
             file,
             start,
             end: DATA_START.into(),
-            map: OnceLock::new(),
-            sealed: false.into(),
         }
     }
 
@@ -92,36 +60,12 @@ impl Segment {
         self.start + (self.end() - DATA_START)
     }
 
-    /// No more writes will come.
-    pub(crate) fn seal(&self) {
-        self.sealed.store(true, Ordering::Release);
-    }
-
-    /// Bytes of the file; from the map (shared, not copied) when sealed.
+    /// Bytes of the file. Read and not mapped: what a lagging member or a restart goes through once must not stay
+    /// in this process's memory.
     pub(crate) fn read(&self, offset: u64, len: usize) -> std::io::Result<Bytes> {
-        if self.sealed.load(Ordering::Acquire) {
-            let map = match self.map.get() {
-                Some(m) => m,
-                None => {
-                    let fresh = Map::new(self.file.map()?);
-                    self.map.get_or_init(|| fresh)
-                }
-            };
-            let map = &map.bytes;
-            let range = offset as usize..offset as usize + len;
-            if range.end > map.len() {
-                return Err(std::io::ErrorKind::UnexpectedEof.into());
-            }
-            return Ok(map.slice(range));
-        }
         let mut buf = vec![0; len];
         self.file.read_at(&mut buf, offset)?;
         Ok(buf.into())
-    }
-
-    /// Drops the map; true if nobody else held it.
-    pub(crate) fn unmap(&mut self) -> bool {
-        self.map.take().is_none_or(Map::release)
     }
 }
 

@@ -325,7 +325,6 @@ impl Writer {
         spare.file.sync()?;
         self.shared.disk.rename(&spare.name, &segment::file_name(header.sequence))?;
         self.shared.disk.sync_names()?;
-        self.active.seal();
         tracing::debug!(segment = header.sequence, index = header.next_index, "log segment started");
         self.active = Arc::new(Segment::new(&header, spare.file, self.active.stream_end()));
         self.synced = DATA_START;

@@ -1,12 +1,17 @@
 //! Clusters of real processes and the apps that write through them. One program, as its tests mostly wait: for
 //! elections, for nodes that start, for what has to be caught up.
 
+mod backup;
+mod behaviour;
 mod contents;
 mod crash_app;
 mod crash_node;
+mod host_matrix;
+mod hosts;
 mod http;
 mod large;
 mod membership;
+mod reads;
 mod recover;
 mod restart;
 mod storage;

@@ -5,7 +5,9 @@
 //! made anew at the next need; a commit whose connection broke is resolved over the new one.
 
 use super::lock::GateLock;
-use super::proto::{self, Hello, Outcome, Refusal, RefusalCode, Request, Response, WalTarget};
+use super::proto::{
+    self, Hello, NodeStatus, Outcome, ReadGoal, Refusal, RefusalCode, Request, Response, WalTarget,
+};
 use super::{DatabaseInfo, Gate, Grant};
 use crate::fault;
 use crate::format::transaction::TxnId;
@@ -14,6 +16,7 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::socket::{AddressFamily, MsgFlags, SockFlag, SockType, UnixAddr, connect, recv, send, socket};
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::thread::sleep;
 use std::time::{Duration, Instant};
@@ -147,6 +150,8 @@ pub struct SocketGate {
     wire: Option<Wire>,
     lock: Option<GateLock>,
     pid: u32,
+    /// Device and inode of the database file when it was opened.
+    identity: Option<(u64, u64)>,
 }
 
 impl SocketGate {
@@ -155,7 +160,10 @@ impl SocketGate {
         let deadline = Instant::now() + OPEN_DEADLINE;
         let (wire, info) = greet(&socket, &hello, deadline)?;
         let pid = hello.pid;
-        Ok(SocketGate { socket, database, hello, info, wire: Some(wire), lock: None, pid })
+        // After the node has answered, and before SQLite opens the file: see `wire`.
+        let identity = identity(&database);
+        let hello = Hello { create: false, ..hello };
+        Ok(SocketGate { socket, database, hello, info, wire: Some(wire), lock: None, pid, identity })
     }
 
     /// The connection, made anew if it was lost or belongs to the process that this one was forked from.
@@ -172,6 +180,12 @@ impl SocketGate {
             Some(wire) => Ok(wire),
             empty => {
                 let (wire, info) = greet(&self.socket, &self.hello, deadline)?;
+                // SQLite still has the file that it opened. Where another one stands in its place, the database was
+                // dropped and created anew: pages of the one must not get into the other.
+                if self.identity != identity(&self.database) {
+                    let why = format!("{} was dropped, and is another database now; close it", info.name);
+                    return Err(Refusal::new(RefusalCode::NotFound, why).into());
+                }
                 self.info = info;
                 Ok(empty.insert(wire))
             }
@@ -188,6 +202,21 @@ impl SocketGate {
         result
     }
 
+    /// Asks for something that doesn't depend on the connection: if that broke, the node may have been restarted
+    /// since it was last used, and nothing was asked of the new one yet.
+    fn ask_anew(&mut self, message: &[u8], patience: Duration) -> Result<Response, ClientError> {
+        let was_connected = self.wire.is_some();
+        let deadline = Instant::now() + patience;
+        match self.ask(message, deadline) {
+            Err(ClientError::Io { error, .. })
+                if was_connected && error.kind() != io::ErrorKind::TimedOut && self.wire.is_none() =>
+            {
+                self.ask(message, deadline)
+            }
+            answer => answer,
+        }
+    }
+
     fn lock(&mut self) -> Result<bool, ClientError> {
         let err = |error| ClientError::Lock { path: self.database.clone(), error };
         let lock = match &mut self.lock {
@@ -200,13 +229,7 @@ impl SocketGate {
     fn try_acquire(&mut self) -> Result<Grant, ClientError> {
         let wait_ms = ACQUIRE_WAIT.as_millis() as u32;
         let message = Request::Acquire { wait_ms }.encode();
-        let stale = self.wire.is_some();
-        let mut answer = self.ask(&message, Instant::now() + ACQUIRE_WAIT + GRACE);
-        if stale && matches!(answer, Err(ClientError::Io { .. })) && self.wire.is_none() {
-            // The node was restarted since the last transaction: nothing was asked of the new one yet.
-            answer = self.ask(&message, Instant::now() + ACQUIRE_WAIT + GRACE);
-        }
-        let grant = match answer? {
+        let grant = match self.ask_anew(&message, ACQUIRE_WAIT + GRACE)? {
             Response::Granted { token, base, pages } => Grant { token, base, pages },
             Response::Refused(refusal) => return Err(refusal.into()),
             other => return Err(self.protocol(format!("{other:?} in answer to Acquire"))),
@@ -253,6 +276,11 @@ impl SocketGate {
             }
         }
     }
+}
+
+/// Device and inode of a file.
+fn identity(path: &Path) -> Option<(u64, u64)> {
+    std::fs::metadata(path).ok().map(|metadata| (metadata.dev(), metadata.ino()))
 }
 
 fn exchange(wire: &Wire, socket: &Path, message: &[u8], deadline: Instant) -> Result<Response, ClientError> {
@@ -304,16 +332,23 @@ fn greet(socket: &Path, hello: &Hello, deadline: Instant) -> Result<(Wire, Datab
     }
 }
 
+impl ClientError {
+    /// What the node said, or that it said nothing of use.
+    fn into_refusal(self) -> Refusal {
+        match self {
+            ClientError::Refused(refusal) => refusal,
+            other => Refusal::new(RefusalCode::Unavailable, other.to_string()),
+        }
+    }
+}
+
 impl Gate for SocketGate {
     fn info(&self) -> &DatabaseInfo {
         &self.info
     }
 
     fn acquire(&mut self) -> Result<Grant, Refusal> {
-        self.try_acquire().map_err(|error| match error {
-            ClientError::Refused(refusal) => refusal,
-            other => Refusal::new(RefusalCode::Unavailable, other.to_string()),
-        })
+        self.try_acquire().map_err(ClientError::into_refusal)
     }
 
     fn part(&mut self, grant: &Grant, message: Vec<u8>) -> Result<(), String> {
@@ -348,6 +383,10 @@ impl Gate for SocketGate {
         self.resolve(&question, error, deadline)
     }
 
+    fn is_replaced(&self) -> bool {
+        identity(&self.database) != self.identity
+    }
+
     fn release(&mut self, grant: Grant, linger: bool) {
         if self.pid != std::process::id() {
             return; // A fork's copy; lock, lease and connection are the parent's.
@@ -363,6 +402,23 @@ impl Gate for SocketGate {
             && wire.send(&message, Instant::now() + GRACE).is_err()
         {
             self.wire = None; // The node takes the end of the connection for a release.
+        }
+    }
+    fn read(&mut self, goal: ReadGoal, wait: Duration) -> Result<(u64, Duration), Refusal> {
+        let wait_ms = wait.as_millis().try_into().unwrap_or(u32::MAX);
+        let answer = self.ask_anew(&Request::Read { goal, wait_ms }.encode(), wait + GRACE);
+        match answer.map_err(ClientError::into_refusal)? {
+            Response::Reached { index, age_ms } => Ok((index, Duration::from_millis(age_ms.into()))),
+            Response::Refused(refusal) => Err(refusal),
+            other => Err(self.protocol(format!("{other:?} in answer to Read")).into_refusal()),
+        }
+    }
+
+    fn status(&mut self) -> Result<NodeStatus, Refusal> {
+        match self.ask_anew(&Request::Status.encode(), GRACE).map_err(ClientError::into_refusal)? {
+            Response::Status(status) => Ok(status),
+            Response::Refused(refusal) => Err(refusal),
+            other => Err(self.protocol(format!("{other:?} in answer to Status")).into_refusal()),
         }
     }
 }

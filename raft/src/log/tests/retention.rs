@@ -107,7 +107,7 @@ fn purging_keeps_the_disk_bounded() {
         for next in 0..1500 {
             append(&mut log, vec![command(1, next, (next as usize * 97) % 1200)]).await.unwrap();
             if next % 10 == 0 {
-                // From disk, through the maps of sealed segments.
+                // From disk.
                 let from = next.saturating_sub(40);
                 let _ = log.try_get_log_entries(from..from + 3).await.unwrap();
             }
@@ -138,9 +138,9 @@ fn purging_keeps_the_disk_bounded() {
     });
 }
 
-/// A map that is over doesn't keep a segment from being used again; one that is alive does.
+/// Entries that were read don't keep their segment from being used again, and are not changed by that.
 #[test]
-fn a_segment_that_was_mapped_is_recycled() {
+fn a_segment_that_was_read_is_recycled() {
     run(async {
         let disk = SimDisk::default();
         let mut log = open_small(&disk).unwrap();

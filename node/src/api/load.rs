@@ -1,0 +1,182 @@
+//! `POST /db/load`: a SQLite file, or an SQL script, of any size becomes the content of a database, in one transaction.
+//! It may come compressed by gzip. What it is, is told by its beginning.
+//!
+//! | parameter | meaning |
+//! |---|---|
+//! | `db=NAME` | the database, created if it doesn't exist; default `main` |
+//! | `replace` | a script, too, replaces what is there; else it is run on that. A file always replaces |
+//! | `noreplace` | 409 if the database has any content |
+//! | `redirect` | accepted; a node that can't write always answers 307 and where |
+//!
+//! The answer is `{"database", "kind", "bytes", "pages", "index"}`, once the transaction is committed. Whatever fails
+//! before changes nothing. `Expect: 100-continue` spares a client to send what is refused anyway.
+
+use super::exchange::{self, Exchange, ExchangeState};
+use super::{Params, body, error};
+use crate::load::{self, Kind, LoadError, Staged, Upload};
+use crate::node::OpenError;
+use axum::extract::{Request, State};
+use axum::http::{StatusCode, Uri, header};
+use axum::response::{IntoResponse, Response};
+use futures_util::StreamExt as _;
+use serde_json::{Value, json};
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::sync::mpsc;
+use tokio::task::{JoinError, spawn_blocking};
+use tokio::time::timeout;
+use tracing::{info, warn};
+
+/// How long the client may be silent.
+const SILENCE: Duration = Duration::from_secs(60);
+/// Pieces between the network and the disk.
+const BACKLOG: usize = 8;
+/// How long what a client still sends is taken, so that it reads why it was refused.
+const DRAIN: Duration = Duration::from_secs(5);
+
+/// A refusal, as HTTP has it.
+struct Refused(StatusCode, String);
+
+impl From<LoadError> for Refused {
+    fn from(error: LoadError) -> Refused {
+        let code = match &error {
+            LoadError::Empty | LoadError::Foreign(_) | LoadError::Damaged(_) | LoadError::Script(_) => {
+                StatusCode::BAD_REQUEST
+            }
+            LoadError::NoRoom { .. } => StatusCode::INSUFFICIENT_STORAGE,
+            LoadError::Refused(_) | LoadError::Unknown(_) | LoadError::Database(_) => {
+                StatusCode::SERVICE_UNAVAILABLE
+            }
+            LoadError::Io(_) | LoadError::Sqlite { .. } => StatusCode::INTERNAL_SERVER_ERROR,
+        };
+        Refused(code, error.to_string())
+    }
+}
+
+impl From<OpenError> for Refused {
+    fn from(error: OpenError) -> Refused {
+        let code = match error {
+            OpenError::NotFound(_) | OpenError::Invalid(_) => StatusCode::BAD_REQUEST,
+            OpenError::Unavailable(_) => StatusCode::SERVICE_UNAVAILABLE,
+        };
+        Refused(code, error.to_string())
+    }
+}
+
+impl From<JoinError> for Refused {
+    fn from(_: JoinError) -> Refused {
+        Refused(StatusCode::INTERNAL_SERVER_ERROR, "loading failed; the node's log says why".into())
+    }
+}
+
+/// Takes a database.
+pub(super) async fn load(State(exchange): ExchangeState, params: Params, request: Request) -> Response {
+    let name = match exchange::database_name(&params) {
+        Ok(name) => name,
+        Err(why) => return error(StatusCode::BAD_REQUEST, &why),
+    };
+    match exchange::write_elsewhere(&exchange.node) {
+        Ok(None) => {}
+        Ok(Some(leader)) => return redirect(&leader, request.uri()),
+        Err(why) => return error(StatusCode::SERVICE_UNAVAILABLE, &why),
+    }
+    let Ok(_place) = exchange.loads.clone().try_acquire_owned() else {
+        return error(
+            StatusCode::SERVICE_UNAVAILABLE,
+            "too many loads are under way on this node; try again",
+        );
+    };
+    match Box::pin(take(&exchange, &name, &params, request)).await {
+        Ok(answer) => body(&answer, params.flag("pretty")),
+        Err(Refused(code, why)) => {
+            warn!(database = name, "not loaded: {why}");
+            error(code, &why)
+        }
+    }
+}
+
+fn redirect(leader: &str, uri: &Uri) -> Response {
+    let path = uri.path_and_query().map_or(exchange::LOAD, |path| path.as_str());
+    let why = format!("this node does not write; the leader does, at {leader}");
+    // 307 and not 301, with which clients would turn a POST into a GET.
+    let answer = error(StatusCode::TEMPORARY_REDIRECT, &why);
+    ([(header::LOCATION, format!("http://{leader}{path}"))], answer).into_response()
+}
+
+async fn take(
+    exchange: &Arc<Exchange>,
+    name: &str,
+    params: &Params,
+    request: Request,
+) -> Result<Value, Refused> {
+    let node = &exchange.node;
+    let found = node.registry().find(name);
+    if params.flag("noreplace") && found.as_ref().is_some_and(|database| database.pages() > 1) {
+        return Err(Refused(StatusCode::CONFLICT, format!("{name} exists and is not empty")));
+    }
+    if found.is_some() {
+        // One that can't be written is no reason to have everything sent.
+        node.open_database(name, false, None).await?;
+    }
+    let staged = receive(exchange, request).await?;
+    let (kind, bytes) = (staged.kind, staged.bytes);
+    info!(database = name, bytes, ?kind, "received what is to be loaded");
+    let socket = node.socket_path();
+    let database = if kind == Kind::Script && !params.flag("replace") {
+        let database = node.open_database(name, true, None).await?;
+        let path = database.path().to_owned();
+        spawn_blocking(move || load::add(&staged, &path, &socket)).await??;
+        database
+    } else {
+        let page_size = found.map(|database| database.page_size);
+        let ready = spawn_blocking(move || load::prepare(staged, page_size)).await??;
+        let database = node.open_database(name, true, Some(ready.page_size)).await?;
+        let path = database.path().to_owned();
+        spawn_blocking(move || load::replace(&ready, &path, &socket)).await??;
+        database
+    };
+    database.settled().await;
+    let status = database.status();
+    info!(database = name, bytes, index = status.index, pages = status.pages, "loaded");
+    let kind = if kind == Kind::File { "file" } else { "script" };
+    Ok(
+        json!({ "database": name, "kind": kind, "bytes": bytes, "pages": status.pages, "index": status.index }),
+    )
+}
+
+/// Stages the body; the disk is written on a thread of its own.
+async fn receive(exchange: &Arc<Exchange>, request: Request) -> Result<Staged, Refused> {
+    let length = request.headers().get(header::CONTENT_LENGTH);
+    let length = length.and_then(|length| length.to_str().ok()?.parse::<u64>().ok());
+    let mut upload = Upload::begin(&exchange.staging, length)?;
+    let (pieces, mut ready) = mpsc::channel::<axum::body::Bytes>(BACKLOG);
+    let staging = spawn_blocking(move || {
+        while let Some(piece) = ready.blocking_recv() {
+            upload.write(&piece)?;
+        }
+        Ok::<_, LoadError>(upload)
+    });
+    let mut body = request.into_body().into_data_stream();
+    let broken = |why: &str| Refused(StatusCode::BAD_REQUEST, format!("the upload was not completed: {why}"));
+    loop {
+        match timeout(SILENCE, body.next()).await {
+            Err(_) => return Err(broken("nothing came for a while")),
+            Ok(None) => break,
+            Ok(Some(Err(why))) => return Err(broken(&why.to_string())),
+            Ok(Some(Ok(piece))) => {
+                if pieces.send(piece).await.is_err() {
+                    break;
+                }
+            }
+        }
+    }
+    drop(pieces);
+    match staging.await? {
+        Ok(upload) => Ok(spawn_blocking(move || upload.finish()).await??),
+        Err(why) => {
+            let rest = async { while let Some(Ok(_)) = body.next().await {} };
+            let _ = timeout(DRAIN, rest).await;
+            Err(why.into())
+        }
+    }
+}

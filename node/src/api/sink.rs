@@ -1,0 +1,111 @@
+//! An answer whose body is made as it is sent, by a thread that blocks. What is sent stays in memory for a few pieces
+//! only; a client that reads too slowly, or not at all, ends it: whoever makes the body may hold a read transaction,
+//! for which the WAL grows.
+
+use axum::body::Body;
+use bytes::{Bytes, BytesMut};
+use std::io::{self, Write};
+use std::time::Duration;
+use tokio::runtime::Handle;
+use tokio::sync::mpsc;
+use tokio::time::{Instant, timeout_at};
+
+/// Bytes that are handed on at once.
+const PIECE: usize = 256 << 10;
+/// Pieces between the thread and the network.
+const BACKLOG: usize = 2;
+/// A client must take so many bytes per second, on average and after its time of grace.
+const MIN_RATE: u64 = 64 << 10;
+/// The time of grace, if the client doesn't ask for another one.
+pub(super) const GRACE: Duration = Duration::from_secs(60);
+/// The longest that it may ask for.
+pub(super) const MAX_GRACE: Duration = Duration::from_secs(600);
+
+enum Frame {
+    Piece(Bytes),
+    Failed(String),
+    /// All is there. A body that stops without this is cut off, and the client must see that.
+    End,
+}
+
+/// Where the thread writes.
+pub(super) struct Sink {
+    frames: mpsc::Sender<Frame>,
+    runtime: Handle,
+    buffer: BytesMut,
+    began: Instant,
+    grace: Duration,
+    sent: u64,
+}
+
+/// A body and its source. To be called on the runtime that sends it.
+pub(super) fn sink(grace: Duration) -> (Sink, Body) {
+    let (frames, ready) = mpsc::channel(BACKLOG);
+    let buffer = BytesMut::with_capacity(PIECE);
+    let sink = Sink { frames, runtime: Handle::current(), buffer, began: Instant::now(), grace, sent: 0 };
+    let body = futures_util::stream::unfold(Some(ready), |ready| async {
+        let mut ready = ready?;
+        match ready.recv().await {
+            Some(Frame::Piece(piece)) => Some((Ok(piece), Some(ready))),
+            Some(Frame::End) => None,
+            Some(Frame::Failed(why)) => Some((Err(io::Error::other(why)), None)),
+            None => Some((Err(io::Error::other("the answer was not completed")), None)),
+        }
+    });
+    (sink, Body::from_stream(body))
+}
+
+impl Sink {
+    fn send(&self, frame: Frame) -> io::Result<()> {
+        // However fast it was before, no piece may take longer than the grace.
+        let average = self.began + self.grace + Duration::from_secs(self.sent / MIN_RATE);
+        let deadline = average.min(Instant::now() + self.grace);
+        match self.runtime.block_on(timeout_at(deadline, self.frames.send(frame))) {
+            Ok(Ok(())) => Ok(()),
+            Ok(Err(_)) => Err(io::Error::new(io::ErrorKind::BrokenPipe, "the client is gone")),
+            Err(_) => Err(io::Error::new(io::ErrorKind::TimedOut, "the client reads too slowly")),
+        }
+    }
+
+    fn hand_on(&mut self) -> io::Result<()> {
+        if self.buffer.is_empty() {
+            return Ok(());
+        }
+        let piece = std::mem::replace(&mut self.buffer, BytesMut::with_capacity(PIECE)).freeze();
+        let bytes = piece.len() as u64;
+        self.send(Frame::Piece(piece))?;
+        self.sent += bytes;
+        Ok(())
+    }
+
+    /// All was written.
+    pub(super) fn end(mut self) -> io::Result<()> {
+        self.hand_on()?;
+        // A body whose length was announced is not asked for anything beyond it.
+        match self.send(Frame::End) {
+            Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(()),
+            other => other,
+        }
+    }
+
+    /// The answer can't be completed.
+    pub(super) fn fail(self, why: &str) {
+        // Where the client doesn't read, the sender that is dropped tells the same.
+        let _ = self.frames.try_send(Frame::Failed(why.to_owned()));
+    }
+}
+
+impl Write for Sink {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        if self.buffer.len() >= PIECE {
+            self.hand_on()?;
+        }
+        let n = bytes.len().min(PIECE - self.buffer.len());
+        self.buffer.extend_from_slice(&bytes[..n]);
+        Ok(n)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}

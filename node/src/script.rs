@@ -1,0 +1,345 @@
+//! Runs an SQL script of any size as one transaction, statement by statement as it is read.
+//!
+//! Where a statement ends is found by the rules of `sqlite3_complete`, byte by byte ([`Splitter`]). The script's own
+//! BEGIN and COMMIT do nothing: all of it is one transaction, whatever it says. What would reach beyond the database,
+//! or end the transaction another way, is refused.
+
+use rusqlite::Connection;
+use rusqlite::hooks::{AuthAction, AuthContext, Authorization};
+use std::io::{self, Read};
+use std::sync::{Arc, Mutex, PoisonError};
+
+/// The longest statement, in bytes.
+pub const MAX_STATEMENT: usize = 64 << 20;
+/// Bytes read at once.
+const PIECE: usize = 64 << 10;
+
+/// A script failed; nothing of it remains.
+#[derive(Debug, thiserror::Error)]
+pub enum ScriptError {
+    /// It can't be read.
+    #[error("reading the script: {0}")]
+    Io(#[from] io::Error),
+    /// A statement fails.
+    #[error("line {line}: {why}")]
+    Statement {
+        /// The line where it begins.
+        line: u64,
+        /// Why.
+        why: String,
+    },
+    /// The transaction can't begin or end.
+    #[error("{what}: {error}")]
+    Transaction {
+        /// What was attempted.
+        what: &'static str,
+        /// What SQLite said.
+        error: rusqlite::Error,
+    },
+}
+
+/// Runs the script. The connection must be in no transaction; it is to be used for nothing else afterwards.
+pub fn run(connection: &mut Connection, mut script: impl Read) -> Result<(), ScriptError> {
+    let failed = |what| move |error| ScriptError::Transaction { what, error };
+    let refused: Arc<Mutex<Option<String>>> = Arc::default();
+    // A script brings its rows in any order.
+    connection.execute_batch("PRAGMA foreign_keys=OFF; BEGIN IMMEDIATE").map_err(failed("beginning"))?;
+    let ours = refused.clone();
+    let authorize = move |context: AuthContext<'_>| judge(&context.action, &ours);
+    connection.authorizer(Some(authorize)).map_err(failed("beginning"))?;
+
+    let mut splitter = Splitter::default();
+    let mut statement = Vec::new();
+    let (mut line, mut begins, mut fresh) = (1, 1, true);
+    let mut piece = vec![0; PIECE];
+    let execute = |statement: &mut Vec<u8>, line: u64| {
+        let at = |why: String| ScriptError::Statement { line, why };
+        let sql = std::str::from_utf8(statement).map_err(|_| at("this is no UTF-8 text".into()))?;
+        if sql.contains('\0') {
+            return Err(at("there is a NUL in the text".into()));
+        }
+        let done = connection.execute_batch(sql).map_err(|error| {
+            let reason = refused.lock().unwrap_or_else(PoisonError::into_inner).take();
+            at(reason.unwrap_or_else(|| error.to_string()))
+        });
+        statement.clear();
+        done
+    };
+    loop {
+        let n = match script.read(&mut piece) {
+            Ok(0) => break,
+            Ok(n) => n,
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
+            Err(error) => return Err(error.into()),
+        };
+        let mut from = 0;
+        for (at, byte) in piece[..n].iter().enumerate() {
+            if fresh && !byte.is_ascii_whitespace() {
+                (begins, fresh) = (line, false);
+            }
+            line += u64::from(*byte == b'\n');
+            if splitter.take(*byte) {
+                statement.extend_from_slice(&piece[from..=at]);
+                (from, fresh) = (at + 1, true);
+                execute(&mut statement, begins)?;
+            }
+        }
+        statement.extend_from_slice(&piece[from..n]);
+        if statement.len() > MAX_STATEMENT {
+            let why = format!("the statement has more than {} MiB", MAX_STATEMENT >> 20);
+            return Err(ScriptError::Statement { line: begins, why });
+        }
+    }
+    // The last one needs no semicolon.
+    execute(&mut statement, begins)?;
+    let none = None::<fn(AuthContext<'_>) -> Authorization>;
+    connection.authorizer(none).map_err(failed("committing"))?;
+    connection.execute_batch("COMMIT").map_err(failed("committing"))
+}
+
+/// What a script may do.
+fn judge(action: &AuthAction<'_>, refused: &Mutex<Option<String>>) -> Authorization {
+    let why = match action {
+        AuthAction::Transaction { operation } => match operation {
+            rusqlite::hooks::TransactionOperation::Rollback => {
+                "ROLLBACK: a script is one transaction, which only an error ends"
+            }
+            _ => return Authorization::Ignore,
+        },
+        AuthAction::Attach { .. } | AuthAction::Detach { .. } => "a script may not use other databases",
+        AuthAction::Function { function_name } if function_name.eq_ignore_ascii_case("load_extension") => {
+            "a script may not load extensions"
+        }
+        AuthAction::Pragma { pragma_name, pragma_value } => {
+            let name = pragma_name.to_ascii_lowercase();
+            match name.as_str() {
+                // The node decides about these.
+                "journal_mode" | "locking_mode" | "synchronous" | "wal_autocheckpoint" | "wal_checkpoint" => {
+                    return Authorization::Ignore;
+                }
+                "temp_store_directory" | "data_store_directory" if pragma_value.is_some() => {
+                    "a script may not say where files are"
+                }
+                _ => return Authorization::Allow,
+            }
+        }
+        _ => return Authorization::Allow,
+    };
+    *refused.lock().unwrap_or_else(PoisonError::into_inner) = Some(why.to_owned());
+    Authorization::Deny
+}
+
+/// Tells where statements end.
+#[derive(Debug)]
+struct Splitter {
+    /// What comes next, byte by byte.
+    lex: Lex,
+    /// What came before, token by token.
+    seen: Seen,
+    word: Vec<u8>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Lex {
+    Plain,
+    Word,
+    /// A `-`, which may begin a comment.
+    Dash,
+    /// A `/`, likewise.
+    Slash,
+    Line,
+    /// Inside `/* */`; true after a `*`.
+    Block(bool),
+    /// Until this byte. One that is doubled ends, and begins again.
+    Quote(u8),
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Seen {
+    Nothing,
+    Normal,
+    Explain,
+    Create,
+    /// In a trigger, whose statements have semicolons of their own.
+    Trigger,
+    /// After one of these.
+    Semicolon,
+    /// After `; END`.
+    End,
+}
+
+fn is_word(byte: u8) -> bool {
+    byte.is_ascii_alphanumeric() || byte == b'_' || byte == b'$' || byte >= 0x80
+}
+
+impl Default for Splitter {
+    fn default() -> Splitter {
+        Splitter { lex: Lex::Plain, seen: Seen::Nothing, word: Vec::new() }
+    }
+}
+
+impl Splitter {
+    /// Takes a byte, and tells whether a statement ends with it.
+    fn take(&mut self, byte: u8) -> bool {
+        match self.lex {
+            Lex::Word if is_word(byte) => {
+                // No keyword is longer.
+                if self.word.len() < 16 {
+                    self.word.push(byte.to_ascii_lowercase());
+                }
+                return false;
+            }
+            Lex::Word => {
+                let word = std::mem::take(&mut self.word);
+                self.token(&word);
+            }
+            Lex::Dash if byte == b'-' => {
+                self.lex = Lex::Line;
+                return false;
+            }
+            Lex::Slash if byte == b'*' => {
+                self.lex = Lex::Block(false);
+                return false;
+            }
+            Lex::Dash | Lex::Slash => self.token(b"-"),
+            Lex::Line => {
+                if byte == b'\n' {
+                    self.lex = Lex::Plain;
+                }
+                return false;
+            }
+            Lex::Block(star) => {
+                self.lex = if star && byte == b'/' { Lex::Plain } else { Lex::Block(byte == b'*') };
+                return false;
+            }
+            Lex::Quote(end) => {
+                if byte == end {
+                    self.lex = Lex::Plain;
+                }
+                return false;
+            }
+            Lex::Plain => {}
+        }
+        self.lex = Lex::Plain;
+        match byte {
+            b';' => return self.semicolon(),
+            b' ' | b'\t' | b'\r' | b'\n' | b'\x0c' => {}
+            b'-' => self.lex = Lex::Dash,
+            b'/' => self.lex = Lex::Slash,
+            b'\'' | b'"' | b'`' | b'[' => {
+                self.token(b"'");
+                self.lex = Lex::Quote(if byte == b'[' { b']' } else { byte });
+            }
+            _ if is_word(byte) => {
+                self.lex = Lex::Word;
+                self.word.push(byte.to_ascii_lowercase());
+            }
+            _ => self.token(&[byte]),
+        }
+        false
+    }
+
+    /// The table of `sqlite3_complete` (complete.c), but for semicolons and white space.
+    fn token(&mut self, word: &[u8]) {
+        self.seen = match (self.seen, word) {
+            (Seen::Nothing, b"explain") => Seen::Explain,
+            (Seen::Nothing | Seen::Explain, b"create") => Seen::Create,
+            (Seen::Explain, b"explain" | b"temp" | b"temporary" | b"trigger" | b"end") => Seen::Normal,
+            (Seen::Explain, _) => Seen::Explain,
+            (Seen::Create, b"temp" | b"temporary") => Seen::Create,
+            (Seen::Create, b"trigger") => Seen::Trigger,
+            (Seen::Semicolon, b"end") => Seen::End,
+            (Seen::Trigger | Seen::Semicolon | Seen::End, _) => Seen::Trigger,
+            _ => Seen::Normal,
+        };
+    }
+
+    fn semicolon(&mut self) -> bool {
+        let inside = matches!(self.seen, Seen::Trigger | Seen::Semicolon);
+        self.seen = if inside { Seen::Semicolon } else { Seen::Nothing };
+        !inside
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn split(sql: &str) -> Vec<&str> {
+        let mut splitter = Splitter::default();
+        let mut out = Vec::new();
+        let mut from = 0;
+        for (at, byte) in sql.bytes().enumerate() {
+            if splitter.take(byte) {
+                out.push(sql[from..=at].trim());
+                from = at + 1;
+            }
+        }
+        out.extend(Some(sql[from..].trim()).filter(|rest| !rest.is_empty()));
+        out
+    }
+
+    #[test]
+    fn statements_end_where_sqlite_ends_them() {
+        let trigger = "CREATE TEMP TRIGGER t AFTER INSERT ON a BEGIN SELECT ';'; SELECT 'end'; END;";
+        for statement in [
+            "SELECT 1;",
+            "SELECT ';', \"a;b\", `;`, [;], 'it''s;';",
+            "SELECT 1 - 2 / 3; ",
+            "/* ; */ SELECT 1 -- ; '\n;",
+            "EXPLAIN CREATE TRIGGER t AFTER INSERT ON a BEGIN SELECT 1; END ;",
+            "CREATE TABLE trigger_log(a, \"end\");",
+            "SELECT CASE WHEN 1 THEN 2 END;",
+            trigger,
+        ] {
+            let twice = format!("{statement}\n{statement}");
+            assert_eq!(split(&twice), [statement.trim(), statement.trim()], "{statement}");
+        }
+        assert_eq!(split("SELECT 1; SELECT 2"), ["SELECT 1;", "SELECT 2"]);
+    }
+
+    proptest! {
+        /// Whatever SQLite takes for complete, this takes for complete, and the other way round.
+        #[test]
+        fn as_sqlite3_complete(parts in proptest::collection::vec(proptest::sample::select(vec![
+            "CREATE ", "TRIGGER ", "END", ";", " ", "TEMP ", "EXPLAIN ", "'a;'", "\"", "--", "\n", "/*", "*/", "x", "-",
+            "/", "1", "$",
+        ]), 0..14))
+        {
+            let sql = parts.concat();
+            let c = std::ffi::CString::new(sql.clone()).unwrap();
+            // SAFETY: `sqlite3_complete` reads a C string.
+            let complete = unsafe { rusqlite::ffi::sqlite3_complete(c.as_ptr()) } != 0;
+            let mut splitter = Splitter::default();
+            let ended = sql.bytes().filter(|byte| splitter.take(*byte)).count() > 0;
+            let ours = ended && splitter.seen == Seen::Nothing && splitter.lex == Lex::Plain;
+            prop_assert_eq!(ours, complete, "{:?}", sql);
+        }
+    }
+
+    #[test]
+    fn a_script_is_one_transaction() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("db");
+        let open = || Connection::open(&path).unwrap();
+        let count = || open().query_row("SELECT count(*) FROM t", [], |row| row.get::<_, i64>(0));
+        run(&mut open(), "CREATE TABLE t(a); BEGIN; INSERT INTO t VALUES (1); COMMIT".as_bytes()).unwrap();
+        assert_eq!(count(), Ok(1));
+        for (bad, said) in [
+            ("BEGIN; INSERT INTO t VALUES (2); COMMIT; INSERT INTO none VALUES (1);", "no such table: none"),
+            ("INSERT INTO t VALUES (2);\n\nROLLBACK;", "line 3: ROLLBACK"),
+            ("INSERT INTO t VALUES (2); ATTACH 'x' AS x;", "other databases"),
+            ("INSERT INTO t VALUES (2); SELECT load_extension('x');", "load extensions"),
+            ("INSERT INTO t VALUES (2); SELECT 'abc", "unrecognized token"),
+            ("INSERT INTO t VALUES (2); VACUUM INTO 'x'", "within a transaction"),
+            ("INSERT INTO t VALUES (2); \u{0}", "NUL"),
+        ] {
+            let why = run(&mut open(), bad.as_bytes()).unwrap_err().to_string();
+            assert!(why.contains(said), "{bad}: {why}");
+            assert_eq!(count(), Ok(1), "{bad}");
+        }
+        run(&mut open(), "PRAGMA journal_mode=WAL; INSERT INTO t VALUES (2)".as_bytes()).unwrap();
+        assert_eq!(count(), Ok(2));
+    }
+}
