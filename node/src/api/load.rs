@@ -77,7 +77,7 @@ pub(super) async fn load(State(exchange): ExchangeState, params: Params, request
     };
     match exchange::write_elsewhere(&exchange.node) {
         Ok(None) => {}
-        Ok(Some(leader)) => return redirect(&leader, request.uri()),
+        Ok(Some(leader)) => return redirect(exchange.node.config().http_scheme(), &leader, request.uri()),
         Err(why) => return error(StatusCode::SERVICE_UNAVAILABLE, &why),
     }
     let Ok(_place) = exchange.loads.clone().try_acquire_owned() else {
@@ -95,12 +95,12 @@ pub(super) async fn load(State(exchange): ExchangeState, params: Params, request
     }
 }
 
-fn redirect(leader: &str, uri: &Uri) -> Response {
+fn redirect(scheme: &str, leader: &str, uri: &Uri) -> Response {
     let path = uri.path_and_query().map_or(exchange::LOAD, |path| path.as_str());
     let why = format!("this node does not write; the leader does, at {leader}");
     // 307 and not 301, with which clients would turn a POST into a GET.
     let answer = error(StatusCode::TEMPORARY_REDIRECT, &why);
-    ([(header::LOCATION, format!("http://{leader}{path}"))], answer).into_response()
+    ([(header::LOCATION, format!("{scheme}://{leader}{path}"))], answer).into_response()
 }
 
 async fn take(
