@@ -415,7 +415,7 @@ fn bad_bodies(scene: &Scene) {
 
 fn slow_clients(scene: &Scene) {
     // Half a request each, which nobody waits for.
-    let held: Vec<TcpStream> = (0..300)
+    let held: Vec<TcpStream> = (0..1500)
         .map(|n| {
             let mut stream = TcpStream::connect(&scene.leader).unwrap();
             let part = if n % 2 == 0 {
