@@ -10,8 +10,6 @@ use std::sync::Arc;
 use tokio::sync::Semaphore;
 use tracing::error;
 
-/// The path that takes databases.
-pub(super) const LOAD: &str = "/db/load";
 /// Backups that a node sends at once.
 const MAX_BACKUPS: usize = 8;
 /// Loads that it takes at once.
@@ -43,7 +41,7 @@ pub(super) fn router<S>(node: Arc<Node>) -> Router<S> {
     };
     Router::new()
         .route("/db/backup", get(backup::backup))
-        .route(LOAD, post(load::load))
+        .route("/db/load", post(load::load))
         .route("/db/list", get(databases::list))
         .route("/db/create", post(databases::create))
         .route("/db/drop", post(databases::drop))

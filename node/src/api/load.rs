@@ -1,12 +1,12 @@
 //! `POST /db/load`: a SQLite file, or an SQL script, of any size becomes the content of a database, in one transaction.
-//! It may come compressed by gzip. What it is, is told by its beginning.
+//! Any node takes it. It may come compressed by gzip. What it is, is told by its beginning.
 //!
 //! | parameter | meaning |
 //! |---|---|
 //! | `db=NAME` | the database, created if it doesn't exist; default `main` |
 //! | `replace` | a script, too, replaces what is there; else it is run on that. A file always replaces |
 //! | `noreplace` | 409 if the database has any content |
-//! | `noleader`, `redirect` | accepted; any node takes it |
+//! | `redirect` | accepted; there is nowhere to go, as any node writes |
 //!
 //! The answer is `{"database", "kind", "bytes", "pages", "index"}`, once the transaction is committed. Whatever fails
 //! before changes nothing. `Expect: 100-continue` spares a client to send what is refused anyway.
@@ -75,6 +75,10 @@ pub(super) async fn load(State(exchange): ExchangeState, params: Params, request
         Ok(name) => name,
         Err(why) => return error(StatusCode::BAD_REQUEST, &why),
     };
+    // What can't be written is not to be sent first.
+    if exchange.node.raft_status().leader.is_none() {
+        return error(StatusCode::SERVICE_UNAVAILABLE, "leader not found");
+    }
     let Ok(_place) = exchange.loads.clone().try_acquire_owned() else {
         return error(
             StatusCode::SERVICE_UNAVAILABLE,

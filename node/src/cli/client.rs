@@ -129,11 +129,10 @@ impl Client {
         let url = self.url(path);
         let request = self.authorize(self.agent.post(&url)).header("content-length", length);
         // What is refused is so before the body is on its way.
-        let request = request.header("expect", "100-continue");
-        let config = request.config().timeout_global(None).timeout_per_write(Some(SILENCE));
+        let config = request.header("expect", "100-continue").config();
+        let config = config.timeout_global(None).timeout_per_write(Some(SILENCE));
         let config = config.timeout_await_100(Some(CHANGE_TIMEOUT)).timeout_recv_response(Some(LOAD_TIMEOUT));
-        let response = config.build().send(SendBody::from_reader(&mut *body));
-        self.read(Ok(response.with_context(|| format!("sending to {url}"))?))
+        self.read(config.build().send(SendBody::from_reader(body)))
     }
 
     /// The text of a path, whatever its status.

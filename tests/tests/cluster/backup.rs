@@ -113,7 +113,6 @@ fn databases_go_in_and_out() {
             // Open, so that with a WAL everything is in that alone.
             let source = make(&path, page_size, journal);
             let expected = contents(&source);
-            // A follower says where the leader is.
             quire_json(&["db", "import", text(&path), "--db", &name, "--http-addr", &follower]);
             assert_eq!(contents(&source), expected);
             scene.test.cluster.wait_applied(&name, PATIENCE).unwrap();
