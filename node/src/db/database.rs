@@ -271,6 +271,8 @@ pub(super) struct State {
     pub lease: LeaseTable,
     /// The leader's: sessions of other nodes that wait for the lease.
     pub asked: HashMap<Who, oneshot::Sender<Result<Lease, Refusal>>>,
+    /// The leader's: until when a timer waits for a writer that lingers.
+    pub linger_timer: Option<Instant>,
     /// The leader's: what it has let through to Raft.
     pub air: Option<Air>,
     pub next_ticket: u64,
@@ -512,6 +514,7 @@ impl Database {
             head: Head::new(durable.position.index),
             lease: LeaseTable::new(first_token(), context.lease_timeout),
             asked: HashMap::new(),
+            linger_timer: None,
             air: None,
             next_ticket: first_token(),
             grants: HashMap::new(),
