@@ -81,6 +81,8 @@ pub enum Command {
         entry. Members that are up again by themselves, or can be repaired, need no recovery."
     )]
     Recover(RecoverArgs),
+    /// Print a hash of a password, for the file of --auth. The password is read from standard input.
+    Passwd,
     /// Look up what became of a transaction.
     #[command(
         long_about = "Look up what became of a transaction whose outcome an app was not told: an error in COMMIT \
@@ -165,6 +167,21 @@ pub struct NodeArgs {
     /// Look for damaged pages in the background at this rate, in MiB per second; 0: never [default: 4].
     #[arg(long, env = "QUIRE_SCRUB_RATE_MIB", value_name = "MIB")]
     pub scrub_rate_mib: Option<u64>,
+    /// Threads that serve HTTP [default: half as many as the machine has processors].
+    #[arg(long, env = "QUIRE_HTTP_THREADS", value_name = "N")]
+    pub http_threads: Option<usize>,
+    /// Let only users of this file use HTTP, as its JSON says [default: everybody].
+    #[arg(long, env = "QUIRE_AUTH", value_name = "FILE")]
+    pub auth: Option<PathBuf>,
+    /// Speak HTTPS with the certificate chain of this file, in PEM; with --http-key.
+    #[arg(long, env = "QUIRE_HTTP_CERT", value_name = "FILE", requires = "http_key")]
+    pub http_cert: Option<PathBuf>,
+    /// The certificate's private key, in PEM.
+    #[arg(long, env = "QUIRE_HTTP_KEY", value_name = "FILE", requires = "http_cert")]
+    pub http_key: Option<PathBuf>,
+    /// Have SQL that comes over HTTP enforce foreign keys.
+    #[arg(long, env = "QUIRE_FOREIGN_KEYS")]
+    pub foreign_keys: bool,
     /// How long one attempt to join waits for the node to catch up [default: 60000]. For tests.
     #[arg(long, env = "QUIRE_CATCH_UP_MS", value_name = "MS", hide = true)]
     pub catch_up_ms: Option<u64>,
@@ -196,6 +213,11 @@ impl NodeArgs {
             checkpoint_mib: self.checkpoint_mib.or(file.checkpoint_mib),
             log_retain_mib: self.log_retain_mib.or(file.log_retain_mib),
             scrub_rate_mib: self.scrub_rate_mib.or(file.scrub_rate_mib),
+            http_threads: self.http_threads.or(file.http_threads),
+            auth: self.auth.or(file.auth),
+            http_cert: self.http_cert.or(file.http_cert),
+            http_key: self.http_key.or(file.http_key),
+            foreign_keys: self.foreign_keys || file.foreign_keys,
             catch_up_ms: self.catch_up_ms.or(file.catch_up_ms),
         }
     }
@@ -204,9 +226,15 @@ impl NodeArgs {
 /// Flags of every command that asks a running node.
 #[derive(Clone, Debug, Args)]
 pub struct ClientArgs {
-    /// HTTP address of a node.
+    /// HTTP address of a node; https://HOST:PORT if it speaks HTTPS.
     #[arg(long, env = "QUIRE_HTTP_ADDR", default_value = "127.0.0.1:4001", value_name = "HOST:PORT")]
     pub http_addr: String,
+    /// Who asks, if the node lets only its users ask.
+    #[arg(long, env = "QUIRE_USER", value_name = "NAME:PASSWORD", hide_env_values = true)]
+    pub user: Option<String>,
+    /// The CA that vouches for the node's HTTPS, in PEM.
+    #[arg(long, env = "QUIRE_CACERT", value_name = "FILE")]
+    pub cacert: Option<PathBuf>,
     /// Print JSON.
     #[arg(long)]
     pub json: bool,
@@ -325,8 +353,8 @@ pub enum Db {
         long_about = "Make a database of a SQLite file, in whatever journal mode (its WAL, beside it, is read, too) \
         and with whatever page size, or of an SQL script, of any size, also compressed by gzip. All of it becomes one \
         transaction: apps see one switch, and if anything fails nothing is changed. A file that other processes \
-        write meanwhile is read as it is at one moment. Into a database that exists, the pages are converted to its \
-        page size."
+        write meanwhile is read as it is at one moment; one in WAL mode is copied to the temporary directory for that. \
+        Into a database that exists, the pages are converted to its page size."
     )]
     Import {
         /// The file.
@@ -446,7 +474,10 @@ pub struct DemoArgs {
 
 /// Flags of `quire bench`.
 #[derive(Clone, Debug, Args)]
+#[command(args_conflicts_with_subcommands = true)]
 pub struct BenchArgs {
+    #[command(subcommand)]
+    pub what: Option<BenchWhat>,
     /// Number of nodes.
     #[arg(long, default_value_t = 3, value_name = "N")]
     pub nodes: u32,
@@ -462,6 +493,36 @@ pub struct BenchArgs {
     /// The loadable extension [default: beside this program].
     #[arg(long, env = "QUIRE_EXTENSION", value_name = "FILE")]
     pub extension: Option<PathBuf>,
+    /// Print JSON.
+    #[arg(long)]
+    pub json: bool,
+}
+
+#[derive(Clone, Debug, Subcommand)]
+pub enum BenchWhat {
+    /// Measure one-row inserts over HTTP, on any server with rqlite's API.
+    Http(BenchHttpArgs),
+}
+
+/// Flags of `quire bench http`.
+#[derive(Clone, Debug, Args)]
+pub struct BenchHttpArgs {
+    /// The server, http://HOST:PORT [default: a temporary cluster].
+    #[arg(long, value_name = "URL")]
+    pub url: Option<String>,
+    /// Number of nodes of the temporary cluster.
+    #[arg(long, default_value_t = 3, value_name = "N")]
+    pub nodes: u32,
+    /// How many clients at the same time; several numbers are measured one after the other.
+    #[arg(long, default_value = "1,4,16,64", value_delimiter = ',', value_name = "C",
+        value_parser = clap::value_parser!(u16).range(1..=1024))]
+    pub concurrency: Vec<u16>,
+    /// Seconds per measurement; plain SQLite and the server take turns.
+    #[arg(long, default_value_t = 2, value_name = "S")]
+    pub seconds: u64,
+    /// Turns of each.
+    #[arg(long, default_value_t = 3, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
+    pub turns: u32,
     /// Print JSON.
     #[arg(long)]
     pub json: bool,

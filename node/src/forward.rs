@@ -13,7 +13,8 @@
 //!   4 Settle   16 u64 token · 24 u64 life · 32 [u8;16] transaction
 //! ```
 //!
-//! The kinds are below any byte that JSON begins with, which other requests of nodes are in (`peers.rs`).
+//! The kinds are below any byte that JSON begins with, which other requests of nodes are in (`peers.rs`), and below that of
+//! SQL that is sent on ([`crate::sql::forward`]).
 //!
 //! - **Acquire** is answered when the lease is had, or the wait is over. It is asked again, over elections, for as long
 //!   as the session waits. A lease that comes too late goes back.
@@ -195,7 +196,7 @@ impl Answer {
 
 /// Whether a request of another node is one of these.
 pub fn is_one(bytes: &[u8]) -> bool {
-    bytes.first().is_some_and(|kind| *kind < 0x20)
+    bytes.first().is_some_and(|kind| *kind < 0x10)
 }
 
 /// The answer of a node that isn't there yet.
@@ -361,10 +362,12 @@ pub async fn acquire(
             Asked::Elsewhere(refusal) => refusal,
         };
         let now = node.raft_status();
-        let Some(leader) = now.leader.filter(|&leader| leader != node.id()) else {
-            let why = match refusal.code {
-                RefusalCode::NotLeader => no_leader("there is no leader at present; try again"),
-                _ => refusal,
+        let removed = node.leadership().removed();
+        let Some(leader) = now.leader.filter(|&leader| leader != node.id() && removed.is_none()) else {
+            let why = match (removed, refusal.code) {
+                (Some(why), _) => no_leader(&why),
+                (None, RefusalCode::NotLeader) => no_leader("there is no leader at present; try again"),
+                (None, _) => refusal,
             };
             database.has_not(session, ticket, why);
             // Whatever changes next may be what is waited for.

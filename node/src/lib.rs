@@ -27,4 +27,5 @@ pub mod peers;
 pub mod recover;
 pub mod repair;
 pub mod script;
+pub mod sql;
 pub mod transfer;

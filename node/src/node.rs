@@ -17,6 +17,7 @@ use crate::db::database::{Context, Database, first_token};
 use crate::db::registry::Registry;
 use crate::db::{DbError, sql};
 use crate::forward;
+use crate::gate::reads::Confirmations;
 use crate::gate::server::SocketError;
 use crate::leadership::Leadership;
 use crate::machine::{Machine, MachineError};
@@ -124,6 +125,8 @@ pub struct Node {
     registry: Arc<Registry>,
     machine: Arc<Machine>,
     raft: OnceLock<Raft>,
+    sql: OnceLock<Arc<crate::sql::service::Service>>,
+    confirmations: Confirmations,
     /// Everything that the log held at the start has been applied.
     ready: watch::Sender<bool>,
     started: SystemTime,
@@ -180,6 +183,11 @@ impl Node {
         &self.context.leadership
     }
 
+    /// Up to where a leader was confirmed to have committed.
+    pub(crate) fn confirmations(&self) -> &Confirmations {
+        &self.confirmations
+    }
+
     /// When it was started, and for how long it has run.
     pub fn started(&self) -> (SystemTime, Duration) {
         (self.started, self.started_at.elapsed())
@@ -204,6 +212,16 @@ impl Node {
     #[allow(clippy::expect_used, reason = "`start` sets it before it lets go of the node")]
     pub fn raft(&self) -> &Raft {
         self.raft.get().expect("raft has been started")
+    }
+
+    /// SQL for clients of the HTTP API, once it has started.
+    pub fn sql(&self) -> Option<&Arc<crate::sql::service::Service>> {
+        self.sql.get()
+    }
+
+    /// SQL has started.
+    pub fn attach_sql(&self, service: Arc<crate::sql::service::Service>) {
+        let _ = self.sql.set(service);
     }
 
     /// Raft's status.
@@ -274,6 +292,8 @@ impl Node {
             registry,
             machine,
             raft: OnceLock::from(raft),
+            sql: OnceLock::new(),
+            confirmations: Confirmations::default(),
             ready: watch::Sender::new(false),
             started: SystemTime::now(),
             started_at: Instant::now(),
@@ -459,6 +479,7 @@ async fn checkpointer(node: Arc<Node>, mut asked: mpsc::UnboundedReceiver<crate:
             },
             _ = tick.tick() => node.registry.all(),
             _ = look.tick() => {
+                node.registry.all().iter().for_each(|database| database.watch_readers());
                 let durable = node.machine.durable().map_or(0, |position| position.index);
                 if node.raft().bytes_after(durable) <= MAX_REPLAY {
                     continue;

@@ -5,6 +5,8 @@
 use crate::command::{Command, DbId};
 use crate::members;
 use crate::node::Node;
+use crate::sql;
+use crate::sql::forward::{Answer, Forward};
 use bytes::Bytes;
 use futures_util::future::BoxFuture;
 use quire_raft::{Bulk, LogPosition, NodeId, Peer, ProposeError, RaftError, RequestHandler};
@@ -55,6 +57,11 @@ pub enum PeerRequest {
     },
     /// Append an entry that does nothing. For the leader; answered by its index.
     Barrier,
+    /// Up to where must a node have applied to read what the leader would? For the leader; answered by that index.
+    ReadIndex {
+        /// Have a quorum confirm that it leads.
+        confirm: bool,
+    },
     /// Append that no more parts of a large transaction will come. For the leader; answered by its index.
     Void {
         /// The database.
@@ -173,6 +180,9 @@ impl RequestHandler for PeerHandler {
     fn handle(&self, from: NodeId, request: Bytes) -> BoxFuture<'static, Bytes> {
         let node = self.node.get().and_then(Weak::upgrade);
         Box::pin(async move {
+            if request.first() == Some(&sql::forward::MAGIC) {
+                return answer_sql(node, from, &request).await.encode();
+            }
             if crate::forward::is_one(&request) {
                 return match node {
                     Some(node) => crate::forward::serve(&node, from, &request).await,
@@ -198,6 +208,26 @@ impl RequestHandler for PeerHandler {
             }
         })
     }
+}
+
+/// Runs SQL that a member was asked to run, where nothing of Raft's runs.
+async fn answer_sql(node: Option<Arc<Node>>, from: NodeId, request: &Bytes) -> Answer {
+    let not_leader = |why: &str| Answer::NotLeader(why.to_owned());
+    let Some(node) = node else { return not_leader("the node is starting") };
+    let Some(service) = node.sql().cloned() else { return not_leader("the node is starting") };
+    if !node.raft_status().peers.contains_key(&from) {
+        return not_leader(&format!("node {from} is not a member of this cluster"));
+    }
+    let Some(request) = Forward::decode(request) else {
+        let body =
+            Bytes::from_static(b"the forwarded request makes no sense; do all nodes run the same version?");
+        return Answer::Response { status: 500, retry: false, body };
+    };
+    let work = service.runtime().clone().spawn(async move { service.serve_node(&node, request).await });
+    work.await.unwrap_or_else(|error| {
+        let body = format!("outcome unknown: the request failed by a bug: {error}").into();
+        Answer::Response { status: 500, retry: false, body }
+    })
 }
 
 /// Answers a request of a peer, if it may ask for that.
@@ -249,6 +279,18 @@ pub(crate) async fn serve(node: &Arc<Node>, request: PeerRequest) -> PeerRespons
         }
         PeerRequest::DropDatabase { id } => Command::DropDatabase { database: DbId(id) },
         PeerRequest::Barrier => Command::Barrier { nonce: nonce() },
+        PeerRequest::ReadIndex { confirm: false } => {
+            return match node.leadership().leading() {
+                Ok(_) => PeerResponse::Index(node.taken()),
+                Err(refusal) => PeerResponse::Unavailable(refusal.message),
+            };
+        }
+        PeerRequest::ReadIndex { confirm: true } => {
+            return match raft.read_barrier(ATTEMPT).await {
+                Ok(index) => PeerResponse::Index(index),
+                Err(error) => Err::<(), _>(error).into(),
+            };
+        }
         PeerRequest::Void { database, transaction } => {
             Command::Void { database: DbId(database), transaction: TxnId(transaction) }
         }

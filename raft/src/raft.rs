@@ -161,7 +161,9 @@ impl Raft {
         check_applied(&applied, &log)?;
         let target = machine.clone();
         let given_up = recover::given_up(&config.dir, &log)?;
-        let machine = Machine::new(machine, applied).map_err(|e| StartError::StateMachine(e.to_string()))?;
+        let bad_machine = |e: std::io::Error| StartError::StateMachine(e.to_string());
+        let mut machine = Machine::new(machine, applied).map_err(bad_machine)?;
+        machine.replay(&log).await.map_err(bad_machine)?;
         let known_term = log.term();
         let endpoint = Arc::new(endpoint::bind(&config).await?);
         let limits = &config.limits;
@@ -354,6 +356,13 @@ impl Raft {
     /// The status as it changes; up to some milliseconds behind [`Raft::status`].
     pub fn watch(&self) -> watch::Receiver<RaftStatus> {
         self.inner.status.clone()
+    }
+
+    /// How long ago this node last heard of a leader, or voted. `None` if it never did, or the core doesn't answer.
+    pub async fn leader_contact(&self) -> Option<Duration> {
+        let modified = self.inner.core.with_raft_state(|state| state.vote_last_modified());
+        let modified = timed(PING, "leader contact", modified).await.ok()?.ok()??;
+        Some(openraft::Instant::elapsed(&modified))
     }
 
     /// The highest log index that is durable on this node's disk (0 while there is none). It can step back, when a

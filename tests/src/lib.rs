@@ -8,6 +8,8 @@
 pub mod admin;
 pub mod crash;
 pub mod hosts;
+pub mod http;
+pub mod matrix;
 pub mod replicas;
 
 use quire_node::cli::local::LocalCluster;

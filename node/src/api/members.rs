@@ -26,7 +26,9 @@ pub(super) async fn leader(State(node): NodeState, params: Params) -> Response {
     let status = node.raft_status();
     let found = status.leader.and_then(|id| Some((id, status.peers.get(&id)?)));
     match found.filter(|_| node.leadership().removed().is_none()) {
-        Some((id, peer)) => body(&probe(&status, id, peer, timeout).await, params.flag("pretty")),
+        Some((id, peer)) => {
+            body(&probe(node.config().http_scheme(), &status, id, peer, timeout).await, params.flag("pretty"))
+        }
         None => error(StatusCode::SERVICE_UNAVAILABLE, "leader not found"),
     }
 }

@@ -1,14 +1,17 @@
-//! The HTTP API: so far what tells about a node, changes its cluster and proves its databases. The shapes of
-//! `/readyz`, `/status`, `/nodes`, `/leader` and `/remove` are those of rqlite v10, so that its tools can read them.
+//! The HTTP API: SQL, and what tells about a node, changes its cluster and proves its databases. The shapes of
+//! `/db/*`, `/readyz`, `/status`, `/nodes`, `/leader` and `/remove` are those of rqlite v10, so that its tools can read them.
 //!
 //! | path | method | answer |
 //! |---|---|---|
+//! | `/db/execute`, `/db/query`, `/db/request` | | SQL, see [`sql`] |
+//! | `/tx` | | transactions over several requests, see [`tx`] |
 //! | `/readyz` | GET | 200 or 503, lines such as `[+]leader ok`; `noleader` leaves the leader out |
 //! | `/status` | GET | JSON; `key=a.b` selects, `pretty` indents |
 //! | `/nodes` | GET | JSON map by id, `ver=2` a list; `nonvoters`, `timeout=5s` |
 //! | `/leader` | GET | the leader, as one of `/nodes`; 503 while there is none |
 //! | `/leader` | POST | has it step down; body `{"id":"2"}` names a successor; `wait`, `timeout=10s` |
 //! | `/remove` | DELETE | removes the member of the body, `{"id":"2"}`; `timeout=30s` |
+//! | `/metrics`, `/debug/vars` | GET | numbers, for Prometheus and as JSON |
 //! | `/outcome?id=ID` | GET | what became of a transaction; `db=NAME` |
 //! | `/verify` | POST | appends a verification, `files` with file hashes; `{"index":N}` |
 //! | `/verify?index=N` | GET | what this node's databases were at that entry |
@@ -18,22 +21,28 @@
 //! | `/db/create` | POST | creates the database `db=NAME`, with `page_size=N` |
 //! | `/db/drop` | POST | drops the database `db=NAME` |
 
+pub mod auth;
 pub mod backup;
 pub mod databases;
 pub mod exchange;
 pub mod load;
 pub mod members;
+pub mod metrics;
 pub mod outcome;
+pub mod server;
 mod sink;
+pub mod sql;
 pub mod status;
+pub mod tx;
 pub mod verify;
 
 use crate::node::Node;
+use auth::Auth;
 use axum::extract::{Request, State};
 use axum::http::{HeaderValue, StatusCode, header};
 use axum::middleware::{self, Next};
 use axum::response::{IntoResponse, Response};
-use axum::routing::{delete, get};
+use axum::routing::{delete, get, post};
 use axum::{Json, Router};
 use serde_json::{Value, json};
 use std::sync::Arc;
@@ -45,13 +54,20 @@ pub const RQLITE_VERSION: &str = concat!("v10.0.0-quire-", env!("CARGO_PKG_VERSI
 const DEADLINE: Duration = Duration::from_secs(60);
 
 /// The routes.
-pub fn router(node: Arc<Node>) -> Router {
+pub fn router(node: Arc<Node>, auth: Option<Arc<Auth>>) -> Router {
     Router::new()
+        .route("/db/execute", post(sql::execute))
+        .route("/db/query", get(sql::query).post(sql::query))
+        .route("/db/request", post(sql::request))
+        .route("/tx", post(tx::begin))
+        .route("/tx/{id}/{what}", post(tx::go_on))
         .route("/readyz", get(status::readyz))
         .route("/status", get(status::status))
         .route("/nodes", get(status::nodes))
         .route("/leader", get(members::leader).post(members::step_down))
         .route("/remove", delete(members::remove))
+        .route("/metrics", get(metrics::metrics))
+        .route("/debug/vars", get(metrics::vars))
         .route("/outcome", get(outcome::get))
         .route("/verify", get(verify::result).post(verify::start))
         .merge(exchange::router(node.clone()))
@@ -59,19 +75,25 @@ pub fn router(node: Arc<Node>) -> Router {
         .method_not_allowed_fallback(|| async {
             error(StatusCode::METHOD_NOT_ALLOWED, "this path does not take this method")
         })
-        .layer(middleware::from_fn(common))
+        .layer(middleware::from_fn_with_state(auth, common))
         .with_state(node)
 }
 
-/// What every request has in common: a deadline, rqlite's version header, OPTIONS.
-async fn common(request: Request, next: Next) -> Response {
+/// What every request has in common: who may do it, a deadline, rqlite's version header, OPTIONS.
+async fn common(State(auth): State<Option<Arc<Auth>>>, request: Request, next: Next) -> Response {
+    let needed = auth::needed(request.method(), request.uri().path());
     let mut response = if request.method() == axum::http::Method::OPTIONS {
         StatusCode::OK.into_response()
+    } else if let Some(auth) = &auth
+        && !auth.allows(request.headers(), needed).await
+    {
+        // No body, as rqlite has it.
+        (StatusCode::UNAUTHORIZED, [(header::WWW_AUTHENTICATE, "Basic realm=\"quire\"")]).into_response()
+    } else if request.uri().path().starts_with("/db/") || request.uri().path().starts_with("/tx") {
+        // These have deadlines of their own; a write must not be given up while its outcome is open.
+        next.run(request).await
     } else {
-        // A database may take its time to come; `load` has deadlines of its own.
-        let deadline =
-            if request.uri().path() == exchange::LOAD { exchange::LOAD_DEADLINE } else { DEADLINE };
-        match tokio::time::timeout(deadline, next.run(request)).await {
+        match tokio::time::timeout(DEADLINE, next.run(request)).await {
             Ok(response) => response,
             Err(_) => error(StatusCode::REQUEST_TIMEOUT, "the request took too long"),
         }
@@ -94,33 +116,54 @@ fn body(value: &Value, pretty: bool) -> Response {
 
 /// Query parameters; a bare key counts as true.
 #[derive(Debug, Default)]
-struct Params(Vec<(String, String)>);
+pub struct Params(Vec<(String, String)>);
 
 impl Params {
-    fn get(&self, key: &str) -> Option<&str> {
+    /// Of the query of a URL.
+    pub(crate) fn parse(query: &str) -> Params {
+        Params(form_urlencoded::parse(query.as_bytes()).into_owned().collect())
+    }
+
+    pub(crate) fn get(&self, key: &str) -> Option<&str> {
         self.0.iter().find(|(k, _)| k == key).map(|(_, v)| v.as_str())
     }
 
-    fn flag(&self, key: &str) -> bool {
+    pub(crate) fn flag(&self, key: &str) -> bool {
         self.get(key).is_some_and(|value| !matches!(value, "false" | "0"))
     }
 
-    /// A duration as Go writes it: `500ms`, `2s`, `1m`.
-    fn duration(&self, key: &str) -> Result<Option<Duration>, String> {
+    /// A duration as Go writes it: `500ms`, `2s`, `1m30s`.
+    pub(crate) fn duration(&self, key: &str) -> Result<Option<Duration>, String> {
         let Some(text) = self.get(key) else { return Ok(None) };
         let bad = || format!("{key}={text}: give a duration such as 500ms, 2s or 1m");
-        let split = text.find(|c: char| !c.is_ascii_digit() && c != '.').ok_or_else(bad)?;
-        let (number, unit) = text.split_at(split);
-        let number: f64 = number.parse().map_err(|_| bad())?;
-        let seconds = match unit {
-            "ms" => number / 1000.0,
-            "s" => number,
-            "m" => number * 60.0,
-            "h" => number * 3600.0,
-            _ => return Err(bad()),
-        };
-        Duration::try_from_secs_f64(seconds).map(Some).map_err(|_| bad())
+        go_duration(text).map(Some).ok_or_else(bad)
     }
+}
+
+fn go_duration(text: &str) -> Option<Duration> {
+    if text == "0" {
+        return Some(Duration::ZERO);
+    }
+    let mut rest = text;
+    let mut seconds = 0.0;
+    while !rest.is_empty() || text.is_empty() {
+        let split = rest.find(|c: char| !c.is_ascii_digit() && c != '.')?;
+        let (number, after) = rest.split_at(split);
+        let end = after.find(|c: char| c.is_ascii_digit() || c == '.').unwrap_or(after.len());
+        let (unit, after) = after.split_at(end);
+        let unit = match unit {
+            "ns" => 1e-9,
+            "us" | "µs" | "μs" => 1e-6,
+            "ms" => 1e-3,
+            "s" => 1.0,
+            "m" => 60.0,
+            "h" => 3600.0,
+            _ => return None,
+        };
+        seconds += number.parse::<f64>().ok()? * unit;
+        rest = after;
+    }
+    Duration::try_from_secs_f64(seconds).ok()
 }
 
 impl<S: Send + Sync> axum::extract::FromRequestParts<S> for Params {
@@ -128,10 +171,9 @@ impl<S: Send + Sync> axum::extract::FromRequestParts<S> for Params {
 
     async fn from_request_parts(
         parts: &mut axum::http::request::Parts,
-        state: &S,
+        _: &S,
     ) -> Result<Params, Self::Rejection> {
-        let query = axum::extract::Query::<Vec<(String, String)>>::from_request_parts(parts, state).await;
-        Ok(Params(query.map(|axum::extract::Query(pairs)| pairs).unwrap_or_default()))
+        Ok(Params::parse(parts.uri.query().unwrap_or_default()))
     }
 }
 
@@ -148,7 +190,10 @@ mod tests {
         assert_eq!(params("500ms").duration("timeout"), Ok(Some(Duration::from_millis(500))));
         assert_eq!(params("1.5s").duration("timeout"), Ok(Some(Duration::from_millis(1500))));
         assert_eq!(params("2m").duration("timeout"), Ok(Some(Duration::from_secs(120))));
-        for bad in ["", "5", "s", "-1s", "1e400s", "5 s"] {
+        assert_eq!(params("1m30.5s").duration("timeout"), Ok(Some(Duration::from_millis(90_500))));
+        assert_eq!(params("0").duration("timeout"), Ok(Some(Duration::ZERO)));
+        assert_eq!(params("250µs").duration("timeout"), Ok(Some(Duration::from_micros(250))));
+        for bad in ["", "5", "s", "-1s", "1e400s", "5 s", "1s5", "1s5x"] {
             assert!(params(bad).duration("timeout").is_err(), "{bad}");
         }
         assert_eq!(params("1s").duration("other"), Ok(None));

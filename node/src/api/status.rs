@@ -76,7 +76,11 @@ fn describe(node: &Arc<Node>) -> Value {
         .collect();
     json!({
         "build": { "version": RQLITE_VERSION, "quire": env!("CARGO_PKG_VERSION") },
-        "http": { "bind_addr": config.http_addr.to_string(), "auth": "disabled", "tls": { "enabled": "false" } },
+        "http": {
+            "bind_addr": config.http_addr.to_string(),
+            "auth": if config.auth.is_some() { "enabled" } else { "disabled" },
+            "tls": { "enabled": config.https.is_some().to_string() },
+        },
         "node": { "start_time": rfc3339(started), "uptime": format!("{}s", uptime.as_secs()) },
         "os": { "os": std::env::consts::OS, "arch": std::env::consts::ARCH, "pid": std::process::id() },
         "store": {
@@ -133,7 +137,8 @@ pub(super) async fn nodes(State(node): NodeState, params: Params) -> Response {
     let status = node.raft_status();
     let members =
         status.peers.iter().filter(|(id, _)| params.flag("nonvoters") || status.voters.contains(id));
-    let probes = members.map(|(id, peer)| probe(&status, *id, peer, timeout));
+    let scheme = node.config().http_scheme();
+    let probes = members.map(|(id, peer)| probe(scheme, &status, *id, peer, timeout));
     let entries = futures_util::future::join_all(probes).await;
     let value = if params.get("ver") == Some("2") {
         json!({ "nodes": entries })
@@ -149,12 +154,18 @@ pub(super) async fn nodes(State(node): NodeState, params: Params) -> Response {
 }
 
 /// What `/nodes` says of a member.
-pub(super) async fn probe(status: &RaftStatus, id: NodeId, peer: &Peer, timeout: Duration) -> Value {
+pub(super) async fn probe(
+    scheme: &str,
+    status: &RaftStatus,
+    id: NodeId,
+    peer: &Peer,
+    timeout: Duration,
+) -> Value {
     let began = Instant::now();
     let reached = if id == status.node_id { Ok(()) } else { reach(&peer.http_addr, timeout).await };
     let mut entry = json!({
         "id": id.to_string(),
-        "api_addr": format!("http://{}", peer.http_addr),
+        "api_addr": format!("{scheme}://{}", peer.http_addr),
         "addr": peer.raft_addr,
         "version": RQLITE_VERSION,
         "voter": status.voters.contains(&id),

@@ -32,7 +32,7 @@ pub(super) fn databases(client: &Client) -> anyhow::Result<Vec<Value>> {
 
 /// Takes the backup.
 pub fn run(args: &BackupArgs) -> anyhow::Result<ExitCode> {
-    let client = Client::new(&args.client.http_addr);
+    let client = Client::with(&args.client)?;
     let mut done = Vec::new();
     match (&args.file, &args.all) {
         (Some(file), None) => done.push(one(&client, args, &args.db, file)?),

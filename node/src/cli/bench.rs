@@ -85,7 +85,7 @@ fn turn(connection: &Connection, length: Duration) -> anyhow::Result<Turn> {
     Ok(Turn { commits, latencies })
 }
 
-fn percentile(sorted: &[Duration], q: f64) -> Duration {
+pub(super) fn percentile(sorted: &[Duration], q: f64) -> Duration {
     let n = (sorted.len() as f64 * q) as usize;
     sorted.get(n.min(sorted.len().saturating_sub(1))).copied().unwrap_or_default()
 }

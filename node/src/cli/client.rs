@@ -1,10 +1,18 @@
 //! A client of a node's HTTP API, for the commands that ask one.
 
+use crate::args::ClientArgs;
+use crate::sql::json::base64;
 use anyhow::{Context as _, bail};
+use rustls::pki_types::CertificateDer;
+use rustls::pki_types::pem::PemObject;
 use serde_json::Value;
 use std::io::Read;
+use std::sync::Arc;
 use std::time::Duration;
-use ureq::SendBody;
+use ureq::config::ConfigBuilder;
+use ureq::tls::{Certificate, RootCerts, TlsConfig};
+use ureq::typestate::AgentScope;
+use ureq::{RequestBuilder, SendBody};
 
 /// No single request takes longer.
 const TIMEOUT: Duration = Duration::from_secs(15);
@@ -14,114 +22,159 @@ const CHANGE_TIMEOUT: Duration = Duration::from_secs(45);
 const SILENCE: Duration = Duration::from_secs(90);
 /// How long it may take to check and commit one that it has taken.
 const LOAD_TIMEOUT: Duration = Duration::from_secs(6 * 3600);
-/// How often a node may send on to another one.
-const MAX_REDIRECTS: u32 = 4;
 
 /// A client of one node.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct Client {
     agent: ureq::Agent,
-    address: String,
+    /// With its scheme.
+    base: String,
+    /// The value of the header, if a user is given.
+    authorization: Option<String>,
 }
 
 impl Client {
-    /// For the node at `HOST:PORT`.
+    /// For the node at `HOST:PORT`, in the clear and as nobody.
     pub fn new(address: &str) -> Client {
-        let address = address.trim_start_matches("http://").trim_end_matches('/').to_owned();
-        let config = ureq::Agent::config_builder().timeout_global(Some(TIMEOUT)).http_status_as_error(false);
-        Client { agent: config.build().into(), address }
+        Client { agent: config().build().into(), base: base(address), authorization: None }
+    }
+
+    /// As the flags of a command say.
+    pub fn with(args: &ClientArgs) -> anyhow::Result<Client> {
+        let authorization = args.user.as_ref().map(|user| {
+            let mut value = b"Basic ".to_vec();
+            base64(user.as_bytes(), &mut value);
+            String::from_utf8_lossy(&value).into_owned()
+        });
+        let mut config = config();
+        if let Some(path) = &args.cacert {
+            let certs = CertificateDer::pem_file_iter(path).and_then(Iterator::collect::<Result<Vec<_>, _>>);
+            let certs = certs.with_context(|| format!("{}: no certificate in PEM", path.display()))?;
+            let certs: Vec<_> = certs.iter().map(|cert| Certificate::from_der(cert).to_owned()).collect();
+            let provider = Arc::new(rustls::crypto::ring::default_provider());
+            let tls = TlsConfig::builder()
+                .root_certs(RootCerts::new_with_certs(&certs))
+                .unversioned_rustls_crypto_provider(provider);
+            config = config.tls_config(tls.build());
+        } else if args.http_addr.starts_with("https://") {
+            bail!("{}: name the certificate of the CA with --cacert", args.http_addr);
+        }
+        Ok(Client { agent: config.build().into(), base: base(&args.http_addr), authorization })
+    }
+
+    /// The same for another node, whose address comes with its scheme.
+    pub fn at(&self, address: &str) -> Client {
+        Client { base: base(address), ..self.clone() }
     }
 
     /// Where the node is.
     pub fn address(&self) -> &str {
-        &self.address
+        &self.base
+    }
+
+    fn url(&self, path: &str) -> String {
+        format!("{}{path}", self.base)
+    }
+
+    fn authorize<B>(&self, request: RequestBuilder<B>) -> RequestBuilder<B> {
+        match &self.authorization {
+            Some(value) => request.header("Authorization", value),
+            None => request,
+        }
     }
 
     /// GET, as JSON.
     pub fn get(&self, path: &str) -> anyhow::Result<Value> {
-        let url = format!("http://{}{path}", self.address);
-        self.read(self.agent.get(&url).call())
+        let url = self.url(path);
+        self.read(self.authorize(self.agent.get(&url)).call())
     }
 
     /// POST without a body, as JSON.
     pub fn post(&self, path: &str) -> anyhow::Result<Value> {
-        let url = format!("http://{}{path}", self.address);
-        self.read(self.agent.post(&url).send_empty())
+        let url = self.url(path);
+        self.read(self.authorize(self.agent.post(&url)).send_empty())
     }
 
     /// POST with a JSON body, for a change that may take a while.
     pub fn post_json(&self, path: &str, body: &Value) -> anyhow::Result<Value> {
-        let url = format!("http://{}{path}", self.address);
-        let request = self.agent.post(&url).config().timeout_global(Some(CHANGE_TIMEOUT)).build();
+        let url = self.url(path);
+        let request =
+            self.authorize(self.agent.post(&url)).config().timeout_global(Some(CHANGE_TIMEOUT)).build();
         self.read(request.send_json(body))
     }
 
     /// DELETE with a JSON body, for a change that may take a while.
     pub fn delete_json(&self, path: &str, body: &Value) -> anyhow::Result<Value> {
-        let url = format!("http://{}{path}", self.address);
-        let request = self.agent.delete(&url).config().timeout_global(Some(CHANGE_TIMEOUT)).build();
+        let url = self.url(path);
+        let request =
+            self.authorize(self.agent.delete(&url)).config().timeout_global(Some(CHANGE_TIMEOUT)).build();
         self.read(request.force_send_body().send_json(body))
     }
 
     /// GET of a body of any size; an answer that is none is an error.
     pub fn download(&self, path: &str) -> anyhow::Result<ureq::http::Response<ureq::Body>> {
-        let url = format!("http://{}{path}", self.address);
-        let request =
-            self.agent.get(&url).config().timeout_global(None).timeout_per_read(Some(SILENCE)).build();
+        let url = self.url(path);
+        let request = self
+            .authorize(self.agent.get(&url))
+            .config()
+            .timeout_global(None)
+            .timeout_per_read(Some(SILENCE))
+            .build();
         let response = request.call().with_context(|| self.unreachable())?;
         if response.status().is_success() { Ok(response) } else { Err(self.refusal(response)) }
     }
 
-    /// POST of a body of any size; goes where the node says. The answer may be long in coming.
+    /// POST of a body of any size. The answer may be long in coming.
     pub fn upload(&self, path: &str, body: &mut dyn Read, length: u64) -> anyhow::Result<Value> {
-        let mut url = format!("http://{}{path}", self.address);
-        for _ in 0..MAX_REDIRECTS {
-            let request = self.agent.post(&url).header("content-length", length);
-            // What is refused, or sent elsewhere, is so before the body is on its way.
-            let request = request.header("expect", "100-continue");
-            let config = request.config().timeout_global(None).timeout_per_write(Some(SILENCE));
-            let config =
-                config.timeout_await_100(Some(CHANGE_TIMEOUT)).timeout_recv_response(Some(LOAD_TIMEOUT));
-            let request = config.max_redirects(0).build();
-            let response = request.send(SendBody::from_reader(&mut *body));
-            let response = response.with_context(|| format!("sending to {url}"))?;
-            if response.status().as_u16() != 307 {
-                return self.read(Ok(response));
-            }
-            let location = response.headers().get("location").and_then(|at| at.to_str().ok());
-            url = location.context("a node sends on to nowhere")?.to_owned();
-        }
-        bail!("{}: the nodes don't agree who leads; try again", self.address)
+        let url = self.url(path);
+        let request = self.authorize(self.agent.post(&url)).header("content-length", length);
+        // What is refused is so before the body is on its way.
+        let config = request.header("expect", "100-continue").config();
+        let config = config.timeout_global(None).timeout_per_write(Some(SILENCE));
+        let config = config.timeout_await_100(Some(CHANGE_TIMEOUT)).timeout_recv_response(Some(LOAD_TIMEOUT));
+        self.read(config.build().send(SendBody::from_reader(body)))
     }
 
     /// The text of a path, whatever its status.
     pub fn text(&self, path: &str) -> anyhow::Result<String> {
-        let url = format!("http://{}{path}", self.address);
-        let mut response = self.agent.get(&url).call().with_context(|| self.unreachable())?;
+        let url = self.url(path);
+        let mut response = self.authorize(self.agent.get(&url)).call().with_context(|| self.unreachable())?;
         Ok(response.body_mut().read_to_string()?)
     }
 
     fn read(&self, response: Result<ureq::http::Response<ureq::Body>, ureq::Error>) -> anyhow::Result<Value> {
         let mut response = response.with_context(|| self.unreachable())?;
         let status = response.status();
+        if status == 401 {
+            bail!("{} wants a user who may do that; give one with --user NAME:PASSWORD", self.base);
+        }
         let value: Value = response
             .body_mut()
             .read_json()
-            .with_context(|| format!("{} did not answer with JSON (HTTP {status})", self.address))?;
+            .with_context(|| format!("{} did not answer with JSON (HTTP {status})", self.base))?;
         if !status.is_success() {
-            bail!("{}: {}", self.address, value["error"].as_str().unwrap_or(status.as_str()));
+            bail!("{}: {}", self.base, value["error"].as_str().unwrap_or(status.as_str()));
         }
         Ok(value)
     }
 
     fn refusal(&self, response: ureq::http::Response<ureq::Body>) -> anyhow::Error {
         match self.read(Ok(response)) {
-            Ok(_) => anyhow::anyhow!("{}: an unexpected answer", self.address),
+            Ok(_) => anyhow::anyhow!("{}: an unexpected answer", self.base),
             Err(why) => why,
         }
     }
 
     fn unreachable(&self) -> String {
-        format!("can't reach a node at {}; is it running, and is --http-addr right?", self.address)
+        format!("can't reach a node at {}; is it running, and is --http-addr right?", self.base)
     }
+}
+
+fn config() -> ConfigBuilder<AgentScope> {
+    ureq::Agent::config_builder().timeout_global(Some(TIMEOUT)).http_status_as_error(false)
+}
+
+fn base(address: &str) -> String {
+    let address = address.trim_end_matches('/');
+    if address.contains("://") { address.to_owned() } else { format!("http://{address}") }
 }

@@ -14,7 +14,7 @@ pub fn run(what: &Db) -> anyhow::Result<ExitCode> {
             crate::name::check(name)?;
             let size = page_size.map(|size| format!("&page_size={size}")).unwrap_or_default();
             let created =
-                Client::new(&args.http_addr).post_json(&format!("/db/create?db={name}{size}"), &json!({}))?;
+                Client::with(args)?.post_json(&format!("/db/create?db={name}{size}"), &json!({}))?;
             if args.json {
                 println!("{created}");
             } else {
@@ -23,7 +23,7 @@ pub fn run(what: &Db) -> anyhow::Result<ExitCode> {
         }
         Db::Drop { name, force, client: args } => {
             crate::name::check(name)?;
-            let client = Client::new(&args.http_addr);
+            let client = Client::with(args)?;
             let found = backup::databases(&client)?.into_iter().find(|db| db["name"] == name.as_str());
             let Some(found) = found else { bail!("there is no database {name}") };
             if !force && found["pages"].as_u64() != Some(1) {
@@ -38,7 +38,7 @@ pub fn run(what: &Db) -> anyhow::Result<ExitCode> {
             }
         }
         Db::List { client: args } => {
-            let databases = backup::databases(&Client::new(&args.http_addr))?;
+            let databases = backup::databases(&Client::with(args)?)?;
             if args.json {
                 println!("{}", json!({ "databases": databases }));
                 return Ok(ExitCode::SUCCESS);
@@ -53,7 +53,7 @@ pub fn run(what: &Db) -> anyhow::Result<ExitCode> {
             }
         }
         Db::Import { file, db, replace, client: args } => {
-            let done = restore::load(&Client::new(&args.http_addr), file, db, *replace, "--replace")?;
+            let done = restore::load(&Client::with(args)?, file, db, *replace, "--replace")?;
             restore::report(&[done], args.json);
         }
         Db::Export(args) => return backup::run(args),

@@ -7,7 +7,7 @@ use std::process::ExitCode;
 
 /// Prints the leader, after it was changed if that was asked for. Fails if there is none or it didn't change.
 pub fn run(args: &LeaderArgs) -> anyhow::Result<ExitCode> {
-    let client = Client::new(&args.client.http_addr);
+    let client = Client::with(&args.client)?;
     if let Some(to) = args.to {
         client.post_json("/leader?wait", &json!({ "id": to.to_string() }))?;
     } else if args.step_down {

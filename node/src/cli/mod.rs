@@ -3,6 +3,7 @@
 pub mod app;
 pub mod backup;
 pub mod bench;
+pub mod bench_http;
 pub mod client;
 pub mod db;
 pub mod demo;
@@ -10,6 +11,7 @@ pub mod host;
 pub mod inspect;
 pub mod leader;
 pub mod local;
+pub mod passwd;
 pub mod recover;
 pub mod remove;
 pub mod restore;
@@ -18,7 +20,7 @@ pub mod status;
 pub mod tx;
 pub mod verify;
 
-use crate::args::{Cli, Command};
+use crate::args::{self, Cli, Command};
 use std::process::ExitCode;
 
 /// A command whose output is cut off, as by `head`, ends there like any other program.
@@ -56,11 +58,15 @@ pub fn run(cli: Cli) -> anyhow::Result<ExitCode> {
         Command::Backup(args) => backup::run(&args),
         Command::Restore(args) => restore::run(&args),
         Command::Inspect(args) => inspect::run(&args.what),
-        Command::Bench(args) => bench::run(&args),
+        Command::Bench(args) => match &args.what {
+            None => bench::run(&args),
+            Some(args::BenchWhat::Http(http)) => bench_http::run(http),
+        },
         Command::Remove(args) => remove::run(&args),
         Command::Leader(args) => leader::run(&args),
         Command::Tx(args) => tx::run(&args),
         Command::Recover(args) => recover::run(&args),
+        Command::Passwd => passwd::run(),
         Command::Host(args) => host::run(&args),
     }
 }

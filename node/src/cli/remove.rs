@@ -7,7 +7,7 @@ use std::process::ExitCode;
 
 /// Removes it; fails unless it is gone.
 pub fn run(args: &RemoveArgs) -> anyhow::Result<ExitCode> {
-    let client = Client::new(&args.client.http_addr);
+    let client = Client::with(&args.client)?;
     let id = args.node_id;
     client.delete_json("/remove", &json!({ "id": id.to_string() }))?;
     if args.client.json {

@@ -22,7 +22,7 @@ const STEP: i32 = 1024;
 
 /// Restores.
 pub fn run(args: &RestoreArgs) -> anyhow::Result<ExitCode> {
-    let client = Client::new(&args.client.http_addr);
+    let client = Client::with(&args.client)?;
     let files = match (&args.file, &args.all) {
         (Some(file), None) => vec![(file.clone(), args.db.clone())],
         (_, Some(dir)) => files(dir)?,

@@ -1,9 +1,13 @@
 //! `quire node`: runs a node until a signal or a fatal error ends it.
 
+use crate::api::auth::Auth;
+use crate::api::server::Tls;
 use crate::args::NodeArgs;
 use crate::config::Config;
 use crate::gate::server;
 use crate::node::{Node, NodeError};
+use crate::sql::THREAD as HTTP_THREAD;
+use crate::sql::service::Service;
 use crate::{api, args};
 use anyhow::Context as _;
 use std::process::ExitCode;
@@ -11,9 +15,7 @@ use std::sync::Arc;
 use tokio::net::TcpListener;
 use tokio::runtime::Builder;
 use tokio::signal::unix::{SignalKind, signal};
-use tracing::{error, info};
-
-const HTTP_THREAD: &str = "quire-http";
+use tracing::{error, info, warn};
 
 /// A task of the node that panicked would be missing without anybody noticing: replication to one member, say, or
 /// a database's worker. The node is made to be killed at any time, so it ends. A request of HTTP only fails.
@@ -43,7 +45,13 @@ pub fn node(args: NodeArgs) -> anyhow::Result<ExitCode> {
     // Two runtimes, so that no flood of HTTP requests can keep a heartbeat waiting. Raft and the gate have one
     // thread: what a commit hands from task to task then needs no wake-up (docs/decisions/0010).
     let raft = Builder::new_current_thread().enable_all().build()?;
-    let http = Builder::new_multi_thread().worker_threads(2).thread_name(HTTP_THREAD).enable_all().build()?;
+    let http = Builder::new_multi_thread()
+        .worker_threads(config.http_threads)
+        .thread_name(HTTP_THREAD)
+        .enable_all()
+        .build()?;
+    let auth = config.auth.as_deref().map(Auth::load).transpose()?.map(Arc::new);
+    let tls = config.https.as_ref().map(|(cert, key)| Tls::load(cert, key)).transpose()?.map(Arc::new);
     let code = raft.block_on(async {
         let node = Node::start(config).await?;
         let listener = {
@@ -52,9 +60,16 @@ pub fn node(args: NodeArgs) -> anyhow::Result<ExitCode> {
             let bound = std::net::TcpListener::bind(address);
             let bound = bound.with_context(|| format!("can't listen for HTTP on {address}"))?;
             bound.set_nonblocking(true)?;
+            node.attach_sql(Service::start(&node, node.config().foreign_keys)?);
             TcpListener::from_std(bound)?
         };
-        http.spawn(axum::serve(listener, api::router(node.clone())).into_future());
+        let address = node.config().http_addr;
+        if auth.is_none() && !address.ip().is_loopback() {
+            warn!("HTTP on {address} has no users: whoever reaches it can read and write; see --auth");
+        }
+        let router = api::router(node.clone(), auth.clone());
+        http.spawn(api::server::serve(listener, router, tls.clone()));
+        http.spawn(api::server::watch(auth, tls));
         info!(node = node.id(), http = %node.config().http_addr, raft = %node.config().raft_addr, "started");
         serve(node).await
     });

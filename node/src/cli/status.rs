@@ -8,7 +8,7 @@ use std::process::ExitCode;
 /// Prints the status. Fails if a node is unreachable, there is no leader, a database is fenced,
 /// the disk is full or the node was removed.
 pub fn run(args: &ClientArgs) -> anyhow::Result<ExitCode> {
-    let client = Client::new(&args.http_addr);
+    let client = Client::with(args)?;
     let status = client.get("/status")?;
     let nodes = client.get("/nodes?nonvoters&ver=2")?;
     let store = &status["store"];

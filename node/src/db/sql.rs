@@ -1,6 +1,6 @@
-//! The daemon's own SQL connections. They go through the quire VFS like an app's. Most have a gate of this process
-//! that lets nobody write: the checkpointer's, the only connections anywhere that may write a database file. Those
-//! that load a database ([`writer`]) are an app's in every respect, and come through the node's socket.
+//! The daemon's own SQL connections. They go through the quire VFS like an app's. Whoever opens one hands in its
+//! gate; without one it is the checkpointer's, the only connection anywhere that may write a database file. A
+//! [`writer`] is an app's in every respect: its gate is the node's socket.
 
 use super::DbError;
 use quire_vfs::format::PageSize;
@@ -8,6 +8,7 @@ use quire_vfs::format::transaction::TxnId;
 use quire_vfs::gate::proto::{Outcome, Refusal, RefusalCode, WalTarget};
 use quire_vfs::gate::{DatabaseInfo, Gate, Grant};
 use quire_vfs::shim::ffi::Api;
+use quire_vfs::shim::reads::ReadLevel;
 use quire_vfs::shim::vfs::{self, RegisterError};
 use rusqlite::{Connection, OpenFlags, ffi};
 use std::cell::RefCell;
@@ -104,6 +105,8 @@ pub fn writer(database: &Path, socket: &Path) -> Result<Connection, DbError> {
         page_size: None,
         create: false,
         read_only: false,
+        reads: ReadLevel::default(),
+        session: 0,
     };
     let gate = vfs::socket_opener()(&request).map_err(io::Error::other);
     let gate = gate.map_err(DbError::io(database, "opening it"))?;

@@ -4,8 +4,10 @@
 //! |---|---|
 //! | [`server`] | the socket: who may connect, and how many |
 //! | `parts` | large transactions in a session |
+//! | [`reads`] | reads that are to find what is committed elsewhere |
 //! | [`session`] | one connection, from Hello to its end |
 
 mod parts;
+pub mod reads;
 pub mod server;
 pub mod session;

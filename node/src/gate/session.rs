@@ -1,6 +1,7 @@
 //! One app connection: a strict dialogue of one message at a time, as [`quire_vfs::gate::proto`] describes
 //! it. Whatever breaks the protocol ends the connection and harms nobody else.
 
+use super::reads;
 use crate::command::TRANSACTION_PREFIX;
 use crate::core::lease::SessionId;
 use crate::db::database::Database;
@@ -32,7 +33,7 @@ const RETRY: Duration = Duration::from_secs(1);
 /// How often a session whose time is over looks whether the leader has answered in vain.
 const ANSWER_POLL: Duration = Duration::from_millis(100);
 /// No queueing longer than this, whatever is asked.
-const MAX_WAIT: Duration = Duration::from_secs(10);
+pub(super) const MAX_WAIT: Duration = Duration::from_secs(10);
 
 /// Why a connection ended.
 #[derive(Debug, thiserror::Error)]
@@ -52,7 +53,7 @@ pub enum SessionError {
 }
 
 /// Reads messages; buffered, so that waiting for one can be interrupted.
-struct Inbox {
+pub(super) struct Inbox {
     stream: OwnedReadHalf,
     buffer: BytesMut,
     max: usize,
@@ -60,7 +61,7 @@ struct Inbox {
 
 impl Inbox {
     /// The next message without its length; `None` at the end of the connection.
-    async fn next(&mut self) -> Result<Option<BytesMut>, SessionError> {
+    pub(super) async fn next(&mut self) -> Result<Option<BytesMut>, SessionError> {
         loop {
             if let Some(prefix) = self.buffer.first_chunk::<4>() {
                 let len = proto::message_length(*prefix, self.max)?;
@@ -87,7 +88,7 @@ impl Inbox {
 pub(super) struct Session {
     pub(super) id: SessionId,
     pub(super) node: Arc<Node>,
-    inbox: Inbox,
+    pub(super) inbox: Inbox,
     out: OwnedWriteHalf,
     /// Attempts to get the lease since it last committed, and when the last one ended.
     attempts: (u32, Instant),
@@ -192,6 +193,14 @@ impl Session {
                 Request::Resolve { base, target, id } => {
                     let outcome = self.resolve(database, base, target, id).await?;
                     self.send(&Response::Outcome(outcome)).await?;
+                }
+                Request::Read { goal, wait_ms } => {
+                    let response = self.read(database, goal, Duration::from_millis(wait_ms.into())).await?;
+                    self.send(&response).await?;
+                }
+                Request::Status => {
+                    let status = reads::status(&self.node, database);
+                    self.send(&Response::Status(status)).await?;
                 }
             }
         }

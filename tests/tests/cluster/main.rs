@@ -3,11 +3,17 @@
 
 mod any_node;
 mod backup;
+mod behaviour;
 mod contents;
 mod crash_app;
 mod crash_node;
+mod host_matrix;
+mod hosts;
+mod http;
+mod judges;
 mod large;
 mod membership;
+mod reads;
 mod recover;
 mod restart;
 mod storage;

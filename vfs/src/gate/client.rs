@@ -5,7 +5,9 @@
 //! made anew at the next need; a commit whose connection broke is resolved over the new one.
 
 use super::lock::GateLock;
-use super::proto::{self, Hello, Outcome, Refusal, RefusalCode, Request, Response, WalTarget};
+use super::proto::{
+    self, Hello, NodeStatus, Outcome, ReadGoal, Refusal, RefusalCode, Request, Response, WalTarget,
+};
 use super::{DatabaseInfo, Gate, Grant};
 use crate::fault;
 use crate::format::transaction::TxnId;
@@ -31,7 +33,7 @@ const RETRY_PAUSE: Duration = Duration::from_millis(50);
 #[derive(Debug, thiserror::Error)]
 pub enum ClientError {
     /// Nobody answers.
-    #[error("no node answers at {}: {error}; start it with `quire node`, or check the path", path.display())]
+    #[error("{}", unconnected(path, error))]
     Connect {
         /// The socket.
         path: PathBuf,
@@ -65,6 +67,17 @@ pub enum ClientError {
         /// What the kernel said.
         error: io::Error,
     },
+}
+
+fn unconnected(path: &Path, error: &io::Error) -> String {
+    let path = path.display();
+    match error.kind() {
+        io::ErrorKind::PermissionDenied => format!(
+            "this user may not talk to the node at {path}: {error}; run the app as the node's user, or as a member of \
+             the group that its --socket-group names"
+        ),
+        _ => format!("no node answers at {path}: {error}; start it with `quire node`, or check the path"),
+    }
 }
 
 /// A connected socket with deadlines.
@@ -200,6 +213,21 @@ impl SocketGate {
         result
     }
 
+    /// Asks for something that doesn't depend on the connection: if that broke, the node may have been restarted
+    /// since it was last used, and nothing was asked of the new one yet.
+    fn ask_anew(&mut self, message: &[u8], patience: Duration) -> Result<Response, ClientError> {
+        let was_connected = self.wire.is_some();
+        let deadline = Instant::now() + patience;
+        match self.ask(message, deadline) {
+            Err(ClientError::Io { error, .. })
+                if was_connected && error.kind() != io::ErrorKind::TimedOut && self.wire.is_none() =>
+            {
+                self.ask(message, deadline)
+            }
+            answer => answer,
+        }
+    }
+
     fn lock(&mut self) -> Result<bool, ClientError> {
         let err = |error| ClientError::Lock { path: self.database.clone(), error };
         let lock = match &mut self.lock {
@@ -212,13 +240,7 @@ impl SocketGate {
     fn try_acquire(&mut self) -> Result<Grant, ClientError> {
         let wait_ms = ACQUIRE_WAIT.as_millis() as u32;
         let message = Request::Acquire { wait_ms }.encode();
-        let stale = self.wire.is_some();
-        let mut answer = self.ask(&message, Instant::now() + ACQUIRE_WAIT + GRACE);
-        if stale && matches!(answer, Err(ClientError::Io { .. })) && self.wire.is_none() {
-            // The node was restarted since the last transaction: nothing was asked of the new one yet.
-            answer = self.ask(&message, Instant::now() + ACQUIRE_WAIT + GRACE);
-        }
-        let grant = match answer? {
+        let grant = match self.ask_anew(&message, ACQUIRE_WAIT + GRACE)? {
             Response::Granted { token, base, pages } => Grant { token, base, pages },
             Response::Refused(refusal) => return Err(refusal.into()),
             other => return Err(self.protocol(format!("{other:?} in answer to Acquire"))),
@@ -321,16 +343,23 @@ fn greet(socket: &Path, hello: &Hello, deadline: Instant) -> Result<(Wire, Datab
     }
 }
 
+impl ClientError {
+    /// What the node said, or that it said nothing of use.
+    fn into_refusal(self) -> Refusal {
+        match self {
+            ClientError::Refused(refusal) => refusal,
+            other => Refusal::new(RefusalCode::Unavailable, other.to_string()),
+        }
+    }
+}
+
 impl Gate for SocketGate {
     fn info(&self) -> &DatabaseInfo {
         &self.info
     }
 
     fn acquire(&mut self) -> Result<Grant, Refusal> {
-        self.try_acquire().map_err(|error| match error {
-            ClientError::Refused(refusal) => refusal,
-            other => Refusal::new(RefusalCode::Unavailable, other.to_string()),
-        })
+        self.try_acquire().map_err(ClientError::into_refusal)
     }
 
     fn part(&mut self, grant: &Grant, message: Vec<u8>) -> Result<(), String> {
@@ -384,6 +413,23 @@ impl Gate for SocketGate {
             && wire.send(&message, Instant::now() + GRACE).is_err()
         {
             self.wire = None; // The node takes the end of the connection for a release.
+        }
+    }
+    fn read(&mut self, goal: ReadGoal, wait: Duration) -> Result<(u64, Duration), Refusal> {
+        let wait_ms = wait.as_millis().try_into().unwrap_or(u32::MAX);
+        let answer = self.ask_anew(&Request::Read { goal, wait_ms }.encode(), wait + GRACE);
+        match answer.map_err(ClientError::into_refusal)? {
+            Response::Reached { index, age_ms } => Ok((index, Duration::from_millis(age_ms.into()))),
+            Response::Refused(refusal) => Err(refusal),
+            other => Err(self.protocol(format!("{other:?} in answer to Read")).into_refusal()),
+        }
+    }
+
+    fn status(&mut self) -> Result<NodeStatus, Refusal> {
+        match self.ask_anew(&Request::Status.encode(), GRACE).map_err(ClientError::into_refusal)? {
+            Response::Status(status) => Ok(status),
+            Response::Refused(refusal) => Err(refusal),
+            other => Err(self.protocol(format!("{other:?} in answer to Status")).into_refusal()),
         }
     }
 }

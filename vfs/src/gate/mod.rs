@@ -12,7 +12,7 @@ pub mod proto;
 
 use crate::format::PageSize;
 use crate::format::transaction::TxnId;
-use proto::{Outcome, Refusal, WalTarget};
+use proto::{NodeStatus, Outcome, ReadGoal, Refusal, RefusalCode, WalTarget};
 use std::time::Duration;
 
 /// What the node says of a database when it is opened.
@@ -67,6 +67,16 @@ pub trait Gate: Send {
     /// Whether another database has taken the place of the one that was opened.
     fn is_replaced(&self) -> bool {
         false
+    }
+
+    /// Waits until this node's copy has what a reader wants; see [`proto::Response::Reached`] for the answer.
+    fn read(&mut self, _goal: ReadGoal, _wait: Duration) -> Result<(u64, Duration), Refusal> {
+        Err(Refusal::new(RefusalCode::Invalid, "this connection reads what is there"))
+    }
+
+    /// What the node says of itself and the database.
+    fn status(&mut self) -> Result<NodeStatus, Refusal> {
+        Err(Refusal::new(RefusalCode::Invalid, "this connection has no node to ask"))
     }
 
     /// Whether this connection is the node's own checkpointer.

@@ -4,11 +4,13 @@
 use super::ffi::*;
 use super::host::HostFile;
 use super::pages::{Failure, Pages};
+use super::reads::{ReadLevel, Reads};
+use super::writers::Writing;
 use crate::capture::{Action, Capture, Commit};
 use crate::fault;
 use crate::format::transaction::TxnId;
 use crate::format::wal_index::{self, Region};
-use crate::gate::proto::{Outcome, RefusalCode, WalTarget};
+use crate::gate::proto::{NodeStatus, Outcome, ReadGoal, Refusal, RefusalCode, WalTarget};
 use crate::gate::{Gate, Grant};
 use std::ffi::{CString, c_int};
 use std::time::{Duration, Instant};
@@ -32,6 +34,10 @@ pub struct Connection {
     read_locks: u8,
     /// The wal-index header when the read lock was taken: the snapshot that SQLite reads.
     snapshot: [u32; 12],
+    /// How new reads have to be.
+    reads: Reads,
+    /// The node has confirmed it for the read transaction that SQLite is about to begin.
+    may_read: bool,
     writer: Option<Writer>,
     /// When a transaction last waited for a checkpoint.
     awaited: Option<Instant>,
@@ -42,6 +48,8 @@ pub struct Connection {
 /// Between grant and release.
 struct Writer {
     grant: Grant,
+    /// Nothing else that is replicated is written by this handle meanwhile.
+    _writing: Option<Writing>,
     capture: Capture,
     /// The snapshot was old when the grant came; SQLite will say BUSY_SNAPSHOT and may try again.
     stale: bool,
@@ -49,13 +57,15 @@ struct Writer {
 
 impl Connection {
     /// A connection with its gate.
-    pub fn new(api: Api, gate: Box<dyn Gate>) -> Connection {
+    pub fn new(api: Api, gate: Box<dyn Gate>, reads: Reads) -> Connection {
         Connection {
             api,
             gate,
             region0: None,
             read_locks: 0,
             snapshot: [0; 12],
+            reads,
+            may_read: false,
             writer: None,
             awaited: None,
             refused: String::new(),
@@ -89,14 +99,17 @@ impl Connection {
     }
 
     /// `xShmLock`. WRITE is the gate's business; CKPT and RECOVER are the node's alone; what remains are
-    /// the readers' slots, which are real locks.
-    pub fn shm_lock(&mut self, offset: c_int, n: c_int, flags: c_int) -> Verdict {
+    /// the readers' slots, which are real locks. `handle` is the address of the `sqlite3` that asks, or 0.
+    pub fn shm_lock(&mut self, offset: c_int, n: c_int, flags: c_int, handle: usize) -> Verdict {
         if flags & SQLITE_SHM_EXCLUSIVE == 0 {
-            let reads_wal = flags & SQLITE_SHM_LOCK != 0 && offset > WAL_READ_LOCK0;
-            return match reads_wal && self.await_checkpoint() {
-                true => Verdict::Answer(SQLITE_BUSY),
-                false => Verdict::Forward,
-            };
+            let locking = flags & SQLITE_SHM_LOCK != 0;
+            if locking && offset > WAL_READ_LOCK0 && self.await_checkpoint() {
+                return Verdict::Answer(SQLITE_BUSY);
+            }
+            if locking && offset >= WAL_READ_LOCK0 && self.read_locks == 0 {
+                return self.begin_read();
+            }
+            return Verdict::Forward;
         }
         let locking = flags & SQLITE_SHM_LOCK != 0;
         let covers = |lock: c_int| offset <= lock && lock < offset + n;
@@ -105,7 +118,7 @@ impl Connection {
                 self.release();
                 return Verdict::Answer(SQLITE_OK);
             }
-            return Verdict::Answer(self.acquire());
+            return Verdict::Answer(self.acquire(handle));
         }
         if covers(WAL_CKPT_LOCK) || covers(WAL_RECOVER_LOCK) {
             // The node's holder has the real lock, for all of this node.
@@ -117,7 +130,11 @@ impl Connection {
 
     /// The host's answer to a lock call that was forwarded.
     pub fn shm_locked(&mut self, offset: c_int, flags: c_int, code: c_int) {
-        if code != SQLITE_OK || flags & SQLITE_SHM_SHARED == 0 || offset < WAL_READ_LOCK0 {
+        if flags & SQLITE_SHM_SHARED == 0 || offset < WAL_READ_LOCK0 {
+            return;
+        }
+        if code != SQLITE_OK {
+            self.may_read &= code == SQLITE_BUSY;
             return;
         }
         let bit = 1u8 << (offset - WAL_READ_LOCK0);
@@ -131,6 +148,59 @@ impl Connection {
         } else {
             self.read_locks &= !bit;
         }
+    }
+
+    /// A read transaction is about to begin: sees to it that this node has what the read is to find.
+    ///
+    /// SQLite has looked at the header before this and looks again after it has the lock (`walTryBeginRead`);
+    /// if it is another by then, it lets go and begins anew. That is the same beginning, for which nothing is
+    /// asked twice: while others write, each question takes longer than until the next commit, and SQLite gives
+    /// up after 100 attempts. So where the header has changed meanwhile, it is let through when it returns.
+    fn begin_read(&mut self) -> Verdict {
+        if self.reads.level() == ReadLevel::Local || std::mem::take(&mut self.may_read) {
+            return Verdict::Forward;
+        }
+        let header = |region0: Option<&Region>| region0.map(wal_index::raw_header);
+        let before = header(self.region0);
+        let deadline = Instant::now() + self.gate.info().commit_deadline;
+        for goal in self.reads.goals(Instant::now()) {
+            if let Err(refusal) = self.reach(goal, deadline) {
+                let (name, level) = (&self.gate.info().name, self.reads.level());
+                let text = format!("no read of {name} with reads={level}: {refusal}");
+                self.log(SQLITE_IOERR_SHMLOCK, &text);
+                return Verdict::Answer(SQLITE_IOERR_SHMLOCK);
+            }
+        }
+        self.may_read = header(self.region0) != before;
+        Verdict::Forward
+    }
+
+    /// Has the node reach a goal.
+    fn reach(&mut self, goal: ReadGoal, deadline: Instant) -> Result<u64, Refusal> {
+        let asked = Instant::now();
+        let (index, age) = self.gate.read(goal, deadline.saturating_duration_since(asked))?;
+        self.reads.reached(goal, asked, index, age);
+        Ok(index)
+    }
+
+    /// How new reads have to be.
+    pub fn reads(&mut self) -> &mut Reads {
+        self.may_read = false;
+        &mut self.reads
+    }
+
+    /// What the node says of itself and this database.
+    pub fn status(&mut self) -> Result<NodeStatus, String> {
+        self.gate.status().map_err(|refusal| refusal.message)
+    }
+
+    /// Waits until this node has everything that was committed before the call; returns the position.
+    pub fn barrier(&mut self) -> Result<u64, String> {
+        if self.writer.is_some() {
+            return Err("quire_barrier inside a write transaction: end the transaction first".into());
+        }
+        let deadline = Instant::now() + self.gate.info().commit_deadline;
+        self.reach(ReadGoal::Newest, deadline).map_err(|refusal| refusal.message)
     }
 
     /// A transaction is about to begin at a frame of the WAL. SQLite starts the WAL anew only for a writer
@@ -164,12 +234,25 @@ impl Connection {
         false
     }
 
-    fn acquire(&mut self) -> c_int {
+    fn acquire(&mut self, handle: usize) -> c_int {
         // Without a read lock it isn't a writer: a reader found the header torn and wants to look at it
         // under the lock, or to recover the WAL (walIndexReadHdr). BUSY makes it read again.
         if self.read_locks == 0 || self.is_checkpointer() || self.writer.is_some() {
+            self.may_read = false;
             return SQLITE_BUSY;
         }
+        let name = &self.gate.info().name;
+        let writing = match Writing::begin(handle, name) {
+            Ok(writing) => writing,
+            Err(other) => {
+                let text = format!(
+                    "no write to {name}: this transaction writes to {other}, and can't write to two replicated \
+                     databases; with several attached, begin it with BEGIN, not BEGIN IMMEDIATE"
+                );
+                self.log(SQLITE_READONLY, &text);
+                return SQLITE_READONLY;
+            }
+        };
         let grant = match self.gate.acquire() {
             Ok(grant) => {
                 self.refused.clear();
@@ -196,7 +279,7 @@ impl Connection {
         let page_size = self.gate.info().page_size;
         let capture = Capture::new(page_size, header.max_frame, header.salts);
         let stale = wal_index::raw_header(region0) != self.snapshot;
-        self.writer = Some(Writer { grant, capture, stale });
+        self.writer = Some(Writer { grant, _writing: writing, capture, stale });
         SQLITE_OK
     }
 
@@ -296,8 +379,9 @@ impl Connection {
         };
         let target = WalTarget { salts: commit.salts, frame: commit.frame };
         match self.gate.commit(&writer.grant, id, target, message) {
-            Outcome::Committed(_) => {
+            Outcome::Committed(index) => {
                 fault::point("commit.decided");
+                self.reads.committed(index);
                 let code = match writer.capture.take_held() {
                     Some((offset, header)) => wal.write(&header, offset),
                     None => SQLITE_IOERR_WRITE,
@@ -320,24 +404,32 @@ impl Connection {
     }
 }
 
-/// A line in the host's error log.
+/// A line in the host's error log, or more than one: `sqlite3_log` cuts what is longer than some 200 bytes.
 pub fn log(api: &Api, code: c_int, message: &str) {
-    if let Ok(text) = CString::new(format!("quire: {message}").replace('\0', " ")) {
-        // SAFETY: `sqlite3_log` takes a format and its arguments; "%s" with one C string is complete.
-        unsafe { (api.log)(code, c"%s".as_ptr(), text.as_ptr()) };
+    for line in lines(message) {
+        if let Ok(text) = CString::new(line.replace('\0', " ")) {
+            // SAFETY: `sqlite3_log` takes a format and its arguments; "%s" with one C string is complete.
+            unsafe { (api.log)(code, c"%s".as_ptr(), text.as_ptr()) };
+        }
     }
 }
 
-/// The error for a pragma that would leave what replication stands on; `None` lets SQLite handle it.
-pub fn refused_pragma(name: &str, value: Option<&str>) -> Option<String> {
-    let value = value?.trim_matches(|c: char| c == '\'' || c == '"' || c.is_whitespace());
-    if name.eq_ignore_ascii_case("journal_mode") && !value.eq_ignore_ascii_case("wal") {
-        return Some(format!("journal_mode={value}: a replicated database stays in WAL mode"));
+/// Splits a message between words, so that each line survives SQLite's buffer (`renderLogMsg`).
+fn lines(message: &str) -> Vec<String> {
+    const ROOM: usize = 190;
+    let (mut lines, mut rest, mut lead) = (Vec::new(), message, "quire: ");
+    while rest.len() > ROOM {
+        let mut end = ROOM;
+        while !rest.is_char_boundary(end) {
+            end -= 1;
+        }
+        let end = rest[..end].rfind(' ').filter(|at| *at > 0).unwrap_or(end);
+        let (line, more) = rest.split_at(end);
+        lines.push(format!("{lead}{line}"));
+        (rest, lead) = (more.strip_prefix(' ').unwrap_or(more), "quire: ... ");
     }
-    if name.eq_ignore_ascii_case("locking_mode") && value.eq_ignore_ascii_case("exclusive") {
-        return Some("locking_mode=EXCLUSIVE: a replicated database is shared with its node".into());
-    }
-    None
+    lines.push(format!("{lead}{rest}"));
+    lines
 }
 
 #[cfg(test)]
@@ -345,17 +437,16 @@ mod tests {
     use super::*;
 
     #[test]
-    fn pragmas_that_would_leave_wal_mode_are_refused() {
-        for (name, value, refused) in [
-            ("journal_mode", Some("DELETE"), true),
-            ("JOURNAL_MODE", Some("'off'"), true),
-            ("journal_mode", Some("WAL"), false),
-            ("journal_mode", None, false),
-            ("locking_mode", Some("exclusive"), true),
-            ("locking_mode", Some("normal"), false),
-            ("synchronous", Some("off"), false),
-        ] {
-            assert_eq!(refused_pragma(name, value).is_some(), refused, "{name}={value:?}");
-        }
+    fn long_messages_are_split_between_words() {
+        assert_eq!(lines("short"), ["quire: short"]);
+        let long = "word ".repeat(100);
+        let split = lines(long.trim_end());
+        assert!(split.len() == 3 && split.iter().all(|line| line.len() <= 201), "{split:?}");
+        let whole: Vec<_> =
+            split.iter().map(|line| line.trim_start_matches("quire: ").trim_start_matches("... ")).collect();
+        assert_eq!(whole.join(" "), long.trim_end());
+        // Without a place to split at, and through letters of several bytes.
+        let split = lines(&"ä".repeat(300));
+        assert_eq!(split.iter().map(|line| line.matches('ä').count()).sum::<usize>(), 300);
     }
 }

@@ -13,9 +13,10 @@
 //! No panic may cross into SQLite: every trampoline that runs code of ours goes through [`guard`]; the
 //! others are one call to the host.
 
-use super::connection::{self, Connection, Verdict};
+use super::connection::{Connection, Verdict};
 use super::ffi::*;
 use super::host::HostFile;
+use super::pragma::{self, Answer};
 use crate::format::wal_index::REGION_SIZE;
 use std::ffi::{CStr, CString, c_char, c_int, c_void};
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -29,6 +30,8 @@ pub struct QuireFile {
     connection: *const Mutex<Connection>,
     vfs: *const super::vfs::QuireVfs,
     name: *const c_char,
+    /// Where SQLite keeps the `sqlite3*` to which the file belongs now; null until it has told.
+    handle: *const *const c_void,
 }
 
 /// Offset of the host's file object behind ours, aligned for any C type.
@@ -67,7 +70,13 @@ pub unsafe fn install(
         Kind::Main => &MAIN,
         Kind::Wal => &WAL,
     };
-    let ours = QuireFile { base: sqlite3_file { methods }, connection: Arc::into_raw(connection), vfs, name };
+    let ours = QuireFile {
+        base: sqlite3_file { methods },
+        connection: Arc::into_raw(connection),
+        vfs,
+        name,
+        handle: std::ptr::null(),
+    };
     // SAFETY: the allocation begins with room for a QuireFile.
     unsafe { file.cast::<QuireFile>().write(ours) };
 }
@@ -233,24 +242,33 @@ unsafe extern "C" fn main_file_control(file: *mut sqlite3_file, op: c_int, arg: 
     match op {
         // The argument is `char*[4]`: result, name, value (sqlite3.h, SQLITE_FCNTL_PRAGMA).
         SQLITE_FCNTL_PRAGMA => {
-            let refused = guard(SQLITE_ERROR, || {
+            let answered = guard(SQLITE_ERROR, || {
                 // SAFETY: as said; name and value are C strings, the value may be null; the result is to
                 // come from `sqlite3_mprintf`.
                 unsafe {
                     let arg = arg.cast::<*mut c_char>();
                     let text = |p: *const c_char| (!p.is_null()).then(|| CStr::from_ptr(p).to_string_lossy());
                     let (name, value) = (text(*arg.add(1)), text(*arg.add(2)));
-                    let refused =
-                        connection::refused_pragma(name.as_deref().unwrap_or_default(), value.as_deref());
-                    let Some(why) = refused.and_then(|why| CString::new(why).ok()) else { return SQLITE_OK };
+                    let name = name.as_deref().unwrap_or_default();
+                    let (code, text) = match with(file, |c| pragma::answer(c, name, value.as_deref())) {
+                        Answer::Pass => return SQLITE_NOTFOUND,
+                        Answer::Row(text) => (SQLITE_OK, text),
+                        Answer::Error(why) => (SQLITE_ERROR, why),
+                    };
+                    let Ok(text) = CString::new(text.replace('\0', " ")) else { return SQLITE_ERROR };
                     let vfs = &*(*file.cast::<QuireFile>()).vfs;
-                    *arg = (vfs.api().mprintf)(c"%s".as_ptr(), why.as_ptr());
-                    SQLITE_ERROR
+                    *arg = (vfs.api().mprintf)(c"%s".as_ptr(), text.as_ptr());
+                    code
                 }
             });
-            if refused != SQLITE_OK {
-                return refused;
+            if answered != SQLITE_NOTFOUND {
+                return answered;
             }
+        }
+        // The argument is a `sqlite3**`, inside the b-tree object to which the file belongs.
+        SQLITE_FCNTL_PDB => {
+            // SAFETY: SQLite passes an open file of ours; it uses one on one thread at a time.
+            unsafe { (*file.cast::<QuireFile>()).handle = arg.cast() };
         }
         // Would grow the database file, which only the node's checkpointer may.
         SQLITE_FCNTL_SIZE_HINT => {
@@ -318,7 +336,10 @@ unsafe extern "C" fn main_shm_lock(file: *mut sqlite3_file, offset: c_int, n: c_
     guard(SQLITE_IOERR, || {
         // SAFETY: SQLite passes an open file of ours.
         unsafe {
-            match with(file, |c| c.shm_lock(offset, n, flags)) {
+            // The b-tree object outlives its file, and is locked by its user during the call (`btree.c`).
+            let handle = (*file.cast::<QuireFile>()).handle;
+            let handle = if handle.is_null() { 0 } else { *handle as usize };
+            match with(file, |c| c.shm_lock(offset, n, flags, handle)) {
                 Verdict::Answer(code) => code,
                 Verdict::Forward => {
                     let code = host(file).shm_lock(offset, n, flags);

@@ -4,6 +4,7 @@ use super::connection::{self, Connection};
 use super::ffi::*;
 use super::file::{self, Kind};
 use super::host::HostFile;
+use super::reads::{ReadLevel, Reads, parse_token};
 use crate::format::PageSize;
 use crate::gate::Gate;
 use crate::gate::client::SocketGate;
@@ -35,6 +36,10 @@ pub struct OpenRequest {
     pub create: bool,
     /// Nothing will be written.
     pub read_only: bool,
+    /// URI parameter `reads`.
+    pub reads: ReadLevel,
+    /// URI parameter `session`, or 0.
+    pub session: u64,
 }
 
 /// Finds the gate for a database that is opened; the error is a line for the log.
@@ -199,7 +204,7 @@ impl QuireVfs {
     /// `name` must be a file name that SQLite passed to `xOpen`.
     unsafe fn request(&self, name: *const c_char, flags: c_int) -> Result<Option<OpenRequest>, String> {
         // SAFETY: as the caller vouches; parameters are C strings, or null if absent.
-        let (path, node, page_size, forbidden) = unsafe {
+        let (path, node, page_size, reads, session, forbidden) = unsafe {
             let parameter = |key: &CStr| {
                 let value = (self.api.uri_parameter)(name, key.as_ptr());
                 (!value.is_null()).then(|| CStr::from_ptr(value))
@@ -209,7 +214,8 @@ impl QuireVfs {
             let forbidden = [c"immutable", c"nolock"].into_iter().find(|key| {
                 parameter(key).is_some_and(|v| !matches!(v.to_bytes(), b"0" | b"no" | b"off" | b"false"))
             });
-            (path, node, parameter(c"page_size"), forbidden)
+            let text = |key| parameter(key).map(CStr::to_string_lossy);
+            (path, node, parameter(c"page_size"), text(c"reads"), text(c"session"), forbidden)
         };
         if self.is_default && !is_replicated(&path) {
             return Ok(None);
@@ -232,9 +238,13 @@ impl QuireVfs {
                     })?)
                 }
             };
+        let reads = reads.map_or(Ok(ReadLevel::Local), |text| text.parse());
+        let reads = reads.map_err(|why| format!("{}: reads: {why}", path.display()))?;
+        let session = session.map_or(Ok(0), |text| parse_token(&text));
+        let session = session.map_err(|why| format!("{}: session: {why}", path.display()))?;
         let create = flags & SQLITE_OPEN_CREATE != 0;
         let read_only = flags & SQLITE_OPEN_READONLY != 0;
-        Ok(Some(OpenRequest { path, node, page_size, create, read_only }))
+        Ok(Some(OpenRequest { path, node, page_size, create, read_only, reads, session }))
     }
 
     /// Opens with the host's VFS, in place.
@@ -344,7 +354,8 @@ unsafe extern "C" fn x_open(
                     return SQLITE_CANTOPEN;
                 }
             };
-            let connection = Arc::new(Mutex::new(Connection::new(vfs.api, gate)));
+            let reads = Reads::new(request.reads, request.session);
+            let connection = Arc::new(Mutex::new(Connection::new(vfs.api, gate, reads)));
             // The node has created the file; SQLite must not.
             let flags = flags & !SQLITE_OPEN_CREATE;
             let code = vfs.open_ours(Kind::Main, connection.clone(), name, file, flags, out);

@@ -1,0 +1,475 @@
+//! A batch of requests: run in one transaction, committed as one entry, answered when the outcome is known. What holds
+//! for it stands in [`super::writer`].
+
+use super::gates::{Ear, OpenError, Said, open_writer};
+use super::guard::{Guard, Mode};
+use super::json::Json;
+use super::request::{Request, Statement};
+use super::run::{self, Bounded, Failure, Runner, write_error};
+use super::writer::{Job, Place, WriteError, Writer};
+use super::{MAX_RESULT, ffi};
+use crate::db::database::Database;
+use quire_vfs::gate::proto::{Outcome, Refusal, RefusalCode};
+use rusqlite::{Connection, ErrorCode};
+use std::time::{Duration, Instant};
+use tracing::{debug, error};
+
+/// Bytes of results that wait for a transaction's outcome; when there are more, no further request joins it.
+const MAX_BATCH_RESULTS: usize = 64 << 20;
+/// Between two attempts at something that the cluster isn't ready for.
+const PAUSE: Duration = Duration::from_millis(20);
+
+/// A request in a batch.
+struct Member {
+    job: Job,
+    began: Instant,
+    json: Json,
+    /// For the whole request.
+    error: Option<String>,
+    /// Statements that ended a transaction, and with what error.
+    known: Vec<(usize, String)>,
+    /// Its results stand, and it changed nothing: a request with `transaction` that failed.
+    is_done: bool,
+}
+
+impl Member {
+    fn new(job: Job) -> Member {
+        let json = Json::default();
+        Member { job, began: Instant::now(), json, error: None, known: Vec::new(), is_done: false }
+    }
+
+    /// When its statements must have ended.
+    fn limit(&self) -> Instant {
+        let limit = self.job.request.db_timeout.map(|timeout| Instant::now() + timeout);
+        limit.map_or(self.job.deadline, |limit| limit.min(self.job.deadline))
+    }
+
+    fn answer(mut self, index: Option<u64>) {
+        run::end(&mut self.json, &self.job.request.output, self.error.as_deref(), self.began, index);
+        let _ = self.job.reply.send(Ok(self.json.out));
+    }
+
+    fn fail(self, error: WriteError) {
+        let _ = self.job.reply.send(Err(error));
+    }
+}
+
+/// SQLite ended the transaction.
+struct Lost;
+
+/// Why no further request joins a transaction.
+enum Stop {
+    Lost,
+    Full,
+}
+
+impl From<Lost> for Stop {
+    fn from(_: Lost) -> Stop {
+        Stop::Lost
+    }
+}
+
+/// What a commit came to.
+pub(super) enum Committed {
+    /// At this index; none if nothing changed.
+    Yes(Option<u64>),
+    /// It never will be, but perhaps another time.
+    NotNow(String),
+    /// It never will be.
+    Never(String),
+    /// It may be.
+    Unknown(String),
+}
+
+/// A connection that writes, and what belongs to it.
+pub(super) struct Open {
+    connection: Connection,
+    guard: Guard,
+    ear: Ear,
+}
+
+/// A writer at work.
+pub(super) struct Session<'a> {
+    writer: &'a Writer,
+    open: Option<Open>,
+}
+
+impl<'a> Session<'a> {
+    /// Nothing is open yet.
+    pub(super) fn new(writer: &'a Writer) -> Session<'a> {
+        Session { writer, open: None }
+    }
+
+    /// Gives the connection up.
+    pub(super) fn close(&mut self) {
+        self.open = None;
+    }
+
+    /// Runs requests until each has an answer.
+    pub(super) fn run(&mut self, jobs: Vec<Job>) {
+        let mut batch: Vec<Member> = jobs.into_iter().map(Member::new).collect();
+        if batch.first().is_some_and(|member| member.job.alone) {
+            if let Some(open) = &self.open {
+                ffi::forget_last_rowid(&open.connection);
+            }
+            if let Some(member) = batch.pop() {
+                self.alone(member);
+            }
+            // It may have changed how the connection works.
+            self.open = None;
+            return;
+        }
+        self.together(batch);
+    }
+
+    /// The connection, opened if it isn't. SQLite has no transaction open on it.
+    fn open(&mut self) -> Result<&Open, OpenError> {
+        if self.open.as_ref().is_some_and(|open| !open.connection.is_autocommit()) {
+            self.open = None;
+        }
+        match self.open {
+            Some(ref open) => Ok(open),
+            None => Ok(self.open.insert(Open::new(&self.writer.database, &self.writer.place)?)),
+        }
+    }
+
+    /// Runs requests until each has an answer: in one transaction, or in several if it must be.
+    fn together(&mut self, mut batch: Vec<Member>) {
+        let mut company = batch.len();
+        let mut lost = 0;
+        while self.begin(&mut batch) {
+            let began = Instant::now();
+            let Some(open) = &self.open else { return };
+            let mut ran = 0;
+            let mut room = MAX_BATCH_RESULTS;
+            let run = batch.iter_mut().take(company).try_for_each(|member| {
+                ran += 1;
+                open.together(member)?;
+                room = room.saturating_sub(member.json.out.len());
+                // Those whose results would be too much to keep come after these.
+                if room > 0 { Ok(()) } else { Err(Stop::Full) }
+            });
+            if let Err(Stop::Lost) = run {
+                lost += 1;
+                // Each time costs all that ran before; soon it is cheaper to do without company.
+                company = if lost > 8 { 1 } else { company };
+                continue;
+            }
+            let committed = open.commit();
+            let mut answer = |answer: &dyn Fn(Member)| batch.drain(..ran).for_each(answer);
+            match committed {
+                Committed::Yes(index) => {
+                    self.writer.place.stats.committed(ran, index.is_some(), began.elapsed());
+                    answer(&|member| member.answer(index));
+                }
+                Committed::NotNow(why) => {
+                    debug!(database = self.writer.database.name, "a batch is run again: {why}");
+                    std::thread::sleep(PAUSE);
+                }
+                Committed::Never(_) if ran > 1 => company = 1,
+                Committed::Never(why) => answer(&|member| member.fail(WriteError::Refused(why.clone()))),
+                Committed::Unknown(why) => {
+                    answer(&|member| member.fail(WriteError::Unknown(why.clone())));
+                    self.open = None;
+                    self.writer.place.stats.unknown();
+                }
+            }
+        }
+    }
+
+    /// Begins a transaction for a batch, from which those go whose time is over. False if nobody is left.
+    fn begin(&mut self, batch: &mut Vec<Member>) -> bool {
+        let mut why = String::from("the database is busy");
+        loop {
+            let now = Instant::now();
+            let fail = |member: Member, error: &WriteError| member.fail(error.clone());
+            let late = WriteError::TimedOut(why.clone());
+            batch.extract_if(.., |m| m.job.deadline <= now).for_each(|member| fail(member, &late));
+            batch.retain(|member| !member.job.reply.is_closed());
+            if batch.is_empty() {
+                return false;
+            }
+            let opened = self.open().map(Open::begin);
+            match opened {
+                Ok(Ok(())) => return true,
+                Ok(Err(NotBegun::Wait(reason))) => why = reason,
+                Ok(Err(NotBegun::Error(error))) => {
+                    batch.drain(..).for_each(|member| fail(member, &error));
+                    return false;
+                }
+                Err(error) => why = error.to_string(),
+            }
+            std::thread::sleep(PAUSE / 10);
+        }
+    }
+
+    /// Runs a request that shares nothing with others.
+    fn alone(&mut self, mut member: Member) {
+        let request = member.job.request.clone();
+        member.json = run::begin(&request.output);
+        let limit = member.limit();
+        let mut index = None;
+        if request.transaction {
+            let mut batch = vec![member];
+            if !self.begin(&mut batch) {
+                return;
+            }
+            let (Some(mut member), Some(open)) = (batch.pop(), &self.open) else { return };
+            match open.unit(&mut member, Mode::Alone) {
+                Err(Lost) if member.is_done => return member.answer(None),
+                Err(Lost) => return member.fail(WriteError::Refused("SQLite ended the transaction".into())),
+                Ok(()) => {}
+            }
+            return match open.commit() {
+                Committed::Yes(index) => member.answer(index),
+                Committed::NotNow(why) | Committed::Never(why) => member.fail(WriteError::Refused(why)),
+                Committed::Unknown(why) => member.fail(WriteError::Unknown(why)),
+            };
+        }
+        for (i, statement) in request.statements.iter().enumerate() {
+            match self.autocommit(&mut member, statement, limit) {
+                Ok(None) => {}
+                Ok(at) => index = at,
+                Err(error) if i == 0 => return member.fail(error),
+                // What came before it stands.
+                Err(error) => {
+                    member.error = Some(error.to_string());
+                    break;
+                }
+            }
+        }
+        member.answer(index);
+    }
+
+    /// Runs a statement in a transaction of its own, again while it definitely had no effect.
+    fn autocommit(
+        &mut self,
+        member: &mut Member,
+        statement: &Statement,
+        limit: Instant,
+    ) -> Result<Option<u64>, WriteError> {
+        let request = member.job.request.clone();
+        loop {
+            let deadline = member.job.deadline;
+            let open = match self.open() {
+                Ok(open) => open,
+                Err(error) if Instant::now() >= deadline => {
+                    return Err(WriteError::TimedOut(error.to_string()));
+                }
+                Err(_) => {
+                    std::thread::sleep(PAUSE);
+                    continue;
+                }
+            };
+            let mark = member.json.mark();
+            open.ear.take();
+            let ran = open.statement(&request, statement, Mode::Alone, limit, &mut member.json);
+            let Said { refusal, outcome } = open.ear.take();
+            let why = match (ran, outcome, refusal) {
+                (_, Some(Outcome::Unknown(why)), _) => {
+                    member.json.reset(mark);
+                    return Err(WriteError::Unknown(why));
+                }
+                (Ok(()), Some(Outcome::Committed(index)), _) => return Ok(Some(index)),
+                (Err(_), Some(Outcome::Refused(why)), _) => why,
+                (Err(failure), None, Some(refusal)) if failure.code == Some(ErrorCode::DatabaseBusy) => {
+                    if refusal.code == RefusalCode::NotLeader {
+                        member.json.reset(mark);
+                        return Err(WriteError::NotLeader(refusal.message));
+                    }
+                    refusal.message
+                }
+                (Err(failure), None, None) if failure.code == Some(ErrorCode::DatabaseBusy) => {
+                    failure.message
+                }
+                // An error of its own, which is its result.
+                _ => return Ok(None),
+            };
+            member.json.reset(mark);
+            if Instant::now() >= limit {
+                return Err(WriteError::TimedOut(why));
+            }
+            std::thread::sleep(PAUSE);
+        }
+    }
+}
+
+/// Why a transaction could not begin.
+pub(super) enum NotBegun {
+    Wait(String),
+    Error(WriteError),
+}
+
+impl Open {
+    /// Opens one.
+    pub(super) fn new(database: &Database, place: &Place) -> Result<Open, OpenError> {
+        let (mut connection, ear) = open_writer(database, &place.socket, place.directory)?;
+        let guard = Guard::install(&mut connection, place.foreign_keys)?;
+        // Whoever writes waits for the gate by itself, and knows why.
+        connection.busy_timeout(Duration::ZERO)?;
+        Ok(Open { connection, guard, ear })
+    }
+
+    /// The connection.
+    pub(super) fn connection(&self) -> &Connection {
+        &self.connection
+    }
+
+    /// Runs a client's statement.
+    pub(super) fn statement(
+        &self,
+        request: &Request,
+        statement: &Statement,
+        mode: Mode,
+        limit: Instant,
+        json: &mut Json,
+    ) -> Result<(), Failure> {
+        self.guard.enter(mode, Some(limit));
+        let ran = self.runner(request).statement(statement, json, &mut Bounded(MAX_RESULT));
+        self.guard.leave();
+        ran
+    }
+
+    /// Ends a transaction without its effects.
+    pub(super) fn rollback(&self) {
+        let _ = self.own("ROLLBACK");
+    }
+
+    fn runner<'a>(&'a self, request: &Request) -> Runner<'a> {
+        Runner {
+            connection: &self.connection,
+            guard: &self.guard,
+            kind: request.kind,
+            output: request.output,
+        }
+    }
+
+    /// The node's own SQL. Never from the cache of prepared statements, nor left there: a client that sends the same
+    /// text would get a statement that nobody asked the authorizer about.
+    fn own(&self, sql: &str) -> rusqlite::Result<()> {
+        self.connection.prepare(sql)?.raw_execute().map(drop)
+    }
+
+    /// Begins a transaction that will write.
+    pub(super) fn begin(&self) -> Result<(), NotBegun> {
+        self.guard.leave();
+        self.ear.take();
+        let Err(error) = self.own("BEGIN IMMEDIATE") else { return Ok(()) };
+        let busy = error.sqlite_error_code() == Some(ErrorCode::DatabaseBusy);
+        Err(match self.ear.take().refusal {
+            Some(Refusal { code: RefusalCode::NotLeader, message }) => {
+                NotBegun::Error(WriteError::NotLeader(message))
+            }
+            Some(Refusal {
+                code: RefusalCode::Full | RefusalCode::Invalid | RefusalCode::NotFound,
+                message,
+            }) => NotBegun::Error(WriteError::Refused(message)),
+            Some(refusal) => NotBegun::Wait(refusal.message),
+            None if busy => NotBegun::Wait("the database is busy".into()),
+            None => NotBegun::Error(WriteError::Refused(error.to_string())),
+        })
+    }
+
+    /// Runs a request within the batch's transaction.
+    fn together(&self, member: &mut Member) -> Result<(), Lost> {
+        if member.is_done {
+            return Ok(());
+        }
+        member.error = None;
+        member.json = run::begin(&member.job.request.output);
+        ffi::forget_last_rowid(&self.connection);
+        self.unit(member, Mode::Shared)
+    }
+
+    /// Runs the statements of a request: all or nothing, or each for itself.
+    fn unit(&self, member: &mut Member, mode: Mode) -> Result<(), Lost> {
+        let request = member.job.request.clone();
+        let limit = member.limit();
+        // Outside a transaction of its own, a statement with keys that don't hold would have failed.
+        let checks_each = !request.transaction && self.checks_keys();
+        if request.transaction {
+            self.savepoint()?;
+        }
+        for (i, statement) in request.statements.iter().enumerate() {
+            if let Some((_, error)) = member.known.iter().find(|(known, _)| *known == i) {
+                write_error(&mut member.json, error);
+                continue;
+            }
+            if checks_each {
+                self.savepoint()?;
+            }
+            let mark = member.json.mark();
+            let ran = self.statement(&request, statement, mode, limit, &mut member.json);
+            if self.connection.is_autocommit() {
+                // Only a failure can have ended it.
+                let message =
+                    ran.err().map_or_else(|| "the transaction ended".into(), |failure| failure.message);
+                member.is_done = request.transaction;
+                member.known.push((i, message));
+                return Err(Lost);
+            }
+            let failed = ran.is_err() || (checks_each && self.runner(&request).has_unresolved_keys());
+            if checks_each {
+                if failed && ran.is_ok() {
+                    member.json.reset(mark);
+                    write_error(&mut member.json, FOREIGN_KEY);
+                }
+                self.release(failed)?;
+            }
+            if failed && request.transaction {
+                return self.release(true);
+            }
+        }
+        if request.transaction {
+            let unresolved = self.runner(&request).has_unresolved_keys();
+            if unresolved {
+                member.error = Some(FOREIGN_KEY.into());
+            }
+            self.release(unresolved)?;
+        }
+        Ok(())
+    }
+
+    fn checks_keys(&self) -> bool {
+        self.connection.db_config(rusqlite::config::DbConfig::SQLITE_DBCONFIG_ENABLE_FKEY).unwrap_or(true)
+    }
+
+    fn savepoint(&self) -> Result<(), Lost> {
+        self.own("SAVEPOINT request").map_err(|error| self.unusable(&error))
+    }
+
+    fn release(&self, undo: bool) -> Result<(), Lost> {
+        let undone = if undo { self.own("ROLLBACK TO request") } else { Ok(()) };
+        undone.and_then(|()| self.own("RELEASE request")).map_err(|error| self.unusable(&error))
+    }
+
+    /// A savepoint can't be had: whatever is the reason, the transaction can't be trusted.
+    fn unusable(&self, error: &rusqlite::Error) -> Lost {
+        error!("savepoint: {error}");
+        let _ = self.own("ROLLBACK");
+        Lost
+    }
+
+    /// Commits it.
+    pub(super) fn commit(&self) -> Committed {
+        self.ear.take();
+        let done = self.own("COMMIT");
+        let said = self.ear.take();
+        if !self.connection.is_autocommit() {
+            let _ = self.own("ROLLBACK");
+        }
+        match (done, said.outcome) {
+            (_, Some(Outcome::Unknown(why))) => Committed::Unknown(why),
+            (Ok(()), Some(Outcome::Committed(index))) => Committed::Yes(Some(index)),
+            (Ok(()), _) => Committed::Yes(None),
+            (Err(error), Some(Outcome::Committed(index))) => Committed::Unknown(format!(
+                "it is committed at index {index}, but this node can't show it: {error}"
+            )),
+            (Err(_), Some(Outcome::Refused(why))) => Committed::NotNow(why),
+            (Err(error), None) => Committed::Never(error.to_string()),
+        }
+    }
+}
+
+/// SQLite's words.
+const FOREIGN_KEY: &str = "FOREIGN KEY constraint failed";

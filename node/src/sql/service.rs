@@ -1,0 +1,491 @@
+//! What becomes of a request for SQL: which database, who leads, how fresh, now or queued.
+//!
+//! Writes run at the leader. Another node sends the request there, and again while it certainly was not done and there
+//! is time. Reads run here: a node that doesn't lead asks the leader up to which entry it must have applied (Raft's
+//! read index), so that results never cross the network twice.
+
+use super::forward::{Answer, Forward};
+use super::fresh::{fresh, open};
+use super::guard::needs_a_connection;
+use super::interactive::{EndError, Limits, Transactions};
+use super::options::Options;
+use super::queue::Queues;
+use super::reader::{ReadError, Readers, Reading};
+use super::request::{Kind, ParseError, Request, Statement, parse_json, parse_text};
+use super::stats::Stats;
+use super::writer::{Job, Place, WriteError, Writer};
+use crate::api::Params;
+use crate::command::DbId;
+use crate::db::database::Database;
+use crate::node::Node;
+use bytes::Bytes;
+use quire_raft::{NodeId, RequestError};
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+use tokio::runtime::Handle;
+use tokio::sync::oneshot;
+
+/// How long a request waits for somebody to lead.
+pub(super) const ELECTION: Duration = Duration::from_secs(5);
+/// Between two attempts.
+const PAUSE: Duration = Duration::from_millis(30);
+/// A transaction that has begun has its outcome after this time at the latest, or never.
+const GRACE: Duration = Duration::from_secs(15);
+
+/// A request as it came in.
+#[derive(Clone, Debug)]
+pub struct Call {
+    /// By which endpoint.
+    pub kind: Kind,
+    /// The query of its URL.
+    pub query: String,
+    /// The body is plain SQL.
+    pub text: bool,
+    /// The body.
+    pub body: Bytes,
+}
+
+/// The answer.
+#[derive(Debug)]
+pub enum Reply {
+    /// Results, complete.
+    Results(Bytes),
+    /// Results that are still being read.
+    Stream(Bytes, Reading),
+    /// No results.
+    Failed {
+        /// HTTP status.
+        status: u16,
+        /// Why.
+        message: String,
+        /// The client may try again.
+        retry: bool,
+    },
+    /// The leader's HTTP address.
+    Redirect(String),
+}
+
+impl Reply {
+    /// A request that makes no sense.
+    pub fn bad(message: impl Into<String>) -> Reply {
+        Reply::Failed { status: 400, message: message.into(), retry: false }
+    }
+
+    pub(super) fn unavailable(message: impl Into<String>) -> Reply {
+        Reply::Failed { status: 503, message: message.into(), retry: true }
+    }
+
+    /// The error for the request as a whole, beside no results, as rqlite has it.
+    pub(super) fn in_band(options: &Options, message: &str) -> Reply {
+        let mut json = super::run::begin(&options.output);
+        super::run::end(&mut json, &Default::default(), Some(message), Instant::now(), None);
+        Reply::Results(json.out.into())
+    }
+}
+
+/// An answer, and which other node gave it.
+#[derive(Debug)]
+pub struct Served {
+    /// The answer.
+    pub reply: Reply,
+    /// The HTTP address of the node that gave it, if it was another.
+    pub by: Option<String>,
+}
+
+impl From<Reply> for Served {
+    fn from(reply: Reply) -> Served {
+        Served { reply, by: None }
+    }
+}
+
+#[derive(Clone, Debug)]
+struct Entry {
+    writer: Arc<Writer>,
+    readers: Arc<Readers>,
+}
+
+/// SQL of one node.
+#[derive(Debug)]
+pub struct Service {
+    runtime: Handle,
+    place: Place,
+    databases: Mutex<HashMap<DbId, Entry>>,
+    queues: Queues,
+    transactions: Arc<Transactions>,
+}
+
+impl Service {
+    /// Starts on the current runtime, which must not be Raft's.
+    pub fn start(node: &Node, foreign_keys: bool) -> std::io::Result<Arc<Service>> {
+        let place = Place {
+            socket: node.socket_path(),
+            directory: node.registry().directory_identity()?,
+            foreign_keys,
+            stats: Arc::default(),
+        };
+        let (runtime, databases) = (Handle::current(), Mutex::default());
+        let service = Arc::new(Service {
+            runtime,
+            place,
+            databases,
+            queues: Queues::default(),
+            transactions: Arc::default(),
+        });
+        let weak = Arc::downgrade(&service);
+        tokio::spawn(async move {
+            loop {
+                tokio::time::sleep(Duration::from_secs(10)).await;
+                let Some(service) = weak.upgrade() else { return };
+                let all: Vec<_> = service.databases().values().cloned().collect();
+                let _ = tokio::task::spawn_blocking(move || all.iter().for_each(|e| e.readers.tidy())).await;
+            }
+        });
+        Ok(service)
+    }
+
+    fn databases(&self) -> MutexGuard<'_, HashMap<DbId, Entry>> {
+        self.databases.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Where it runs.
+    pub fn runtime(&self) -> &Handle {
+        &self.runtime
+    }
+
+    /// Counters.
+    pub fn stats(&self) -> &Stats {
+        &self.place.stats
+    }
+
+    /// Requests that wait to be written, by database.
+    pub fn waiting(&self) -> Vec<(DbId, usize)> {
+        self.databases().iter().map(|(id, entry)| (*id, entry.writer.waiting())).collect()
+    }
+
+    fn entry(&self, node: &Node, database: &Arc<Database>) -> Entry {
+        let mut databases = self.databases();
+        if let Some(entry) = databases.get(&database.id) {
+            return entry.clone();
+        }
+        // Those that were dropped meanwhile.
+        databases.retain(|id, _| node.registry().get(*id).is_some());
+        let entry = Entry {
+            writer: Writer::new(database.clone(), self.place.clone()),
+            readers: Readers::new(database.clone(), self.place.foreign_keys),
+        };
+        databases.insert(database.id, entry.clone());
+        entry
+    }
+
+    /// Serves a client.
+    pub async fn serve(self: &Arc<Self>, node: &Arc<Node>, call: Call) -> Served {
+        let options = match Options::new(&Params::parse(&call.query)) {
+            Ok(options) => options,
+            Err(why) => return Reply::bad(why).into(),
+        };
+        let request = match request(&call, &options) {
+            Ok(request) => Arc::new(request),
+            Err(error) => return Reply::bad(error.to_string()).into(),
+        };
+        let deadline = Instant::now() + options.timeout;
+        if options.queue && call.kind == Kind::Execute {
+            return self.queues.submit(self, node, &options, request, deadline).await.into();
+        }
+        let database = match open(node, &options.database, deadline).await {
+            Ok(database) => database,
+            Err(reply) => return reply.into(),
+        };
+        let readers = self.entry(node, &database).readers;
+        let may_read = match call.kind {
+            Kind::Execute => false,
+            Kind::Query => true,
+            Kind::Request => !request.statements.iter().any(|s| certainly_writes(&s.sql)),
+        };
+        if may_read {
+            let read = self.read(node, &database, &readers, &options, request.clone(), deadline).await;
+            if let Ok(reply) = read {
+                return reply.into();
+            }
+        }
+        self.write(node, &call, &options, request, deadline).await
+    }
+
+    /// Transactions over several requests.
+    pub fn transactions(&self) -> &Transactions {
+        &self.transactions
+    }
+
+    /// Begins one of them.
+    pub async fn begin(
+        &self,
+        node: &Arc<Node>,
+        query: &str,
+        idle: Duration,
+    ) -> Result<String, Result<Reply, WriteError>> {
+        let options = Options::new(&Params::parse(query)).map_err(|why| Ok(Reply::bad(why)))?;
+        let until = Instant::now() + options.timeout;
+        let database = open(node, &options.database, until).await.map_err(Ok)?;
+        self.transactions.begin(database, self.place.clone(), Limits { until, idle }).await.map_err(Err)
+    }
+
+    /// Runs statements within one; the outer error is for a request that makes no sense.
+    pub async fn go_on(&self, id: &str, call: &Call) -> Result<Result<Vec<u8>, EndError>, String> {
+        let options = Options::new(&Params::parse(&call.query))?;
+        let request = request(call, &options).map_err(|error| error.to_string())?;
+        Ok(self.transactions.run(id, Arc::new(request)).await)
+    }
+
+    /// Serves a node that doesn't lead.
+    pub async fn serve_node(self: &Arc<Self>, node: &Arc<Node>, forward: Forward) -> Answer {
+        let failed = |status, message: &str, retry| Answer::Response {
+            status,
+            retry,
+            body: Bytes::copy_from_slice(message.as_bytes()),
+        };
+        let Forward { kind, text, timeout, query, body } = forward;
+        let call = Call { kind, query, text, body };
+        let options = match Options::new(&Params::parse(&call.query)) {
+            Ok(options) => options,
+            Err(why) => return failed(400, &why, false),
+        };
+        let request = match request(&call, &options) {
+            Ok(request) => Arc::new(request),
+            Err(error) => return failed(400, &error.to_string(), false),
+        };
+        let deadline = Instant::now() + timeout;
+        let reply = match self.write_here(node, &options, request, deadline).await {
+            Ok(results) => Reply::Results(results),
+            Err(WriteHere::NotLeader(why)) => return Answer::NotLeader(why),
+            Err(WriteHere::Reply(reply)) => reply,
+        };
+        match reply {
+            Reply::Results(body) => Answer::Response { status: 200, retry: false, body },
+            Reply::Failed { status, message, retry } => failed(status, &message, retry),
+            // Neither comes of a write.
+            Reply::Stream(..) | Reply::Redirect(_) => failed(500, "the answer makes no sense", false),
+        }
+    }
+
+    /// Runs a request at the leader, here or elsewhere.
+    pub async fn write(
+        self: &Arc<Self>,
+        node: &Arc<Node>,
+        call: &Call,
+        options: &Options,
+        request: Arc<Request>,
+        deadline: Instant,
+    ) -> Served {
+        let began = Instant::now();
+        let mut tries = 0;
+        let mut why = String::from("leader not found");
+        loop {
+            if node.leadership().leading().is_ok() {
+                match self.write_here(node, options, request.clone(), deadline).await {
+                    Ok(results) => return Reply::Results(results).into(),
+                    Err(WriteHere::Reply(reply)) => return reply.into(),
+                    Err(WriteHere::NotLeader(reason)) => why = reason,
+                }
+            } else {
+                let status = node.raft_status();
+                let leader = status.leader.filter(|&id| id != node.id());
+                let leader = leader.and_then(|id| Some((id, status.peers.get(&id)?.http_addr.clone())));
+                match leader {
+                    Some((_, address)) if options.redirect => return Reply::Redirect(address).into(),
+                    Some((id, address)) => match self.forward(node, id, call, deadline).await {
+                        Ok(reply) => return Served { reply, by: Some(address) },
+                        Err(Sent::No(reason)) => {
+                            why = format!("leader not contactable: {reason}");
+                        }
+                        Err(Sent::Perhaps(reason)) => {
+                            let unknown = WriteError::Unknown(format!("leader (node {id}): {reason}"));
+                            return Reply::in_band(options, &unknown.to_string()).into();
+                        }
+                    },
+                    None if began.elapsed() > ELECTION => return Reply::unavailable(why).into(),
+                    None => {}
+                }
+            }
+            tries += 1;
+            if Instant::now() + PAUSE >= deadline || options.retries.is_some_and(|max| tries > max) {
+                return Reply::unavailable(why).into();
+            }
+            tokio::time::sleep(PAUSE).await;
+        }
+    }
+
+    async fn forward(
+        &self,
+        node: &Arc<Node>,
+        to: NodeId,
+        call: &Call,
+        deadline: Instant,
+    ) -> Result<Reply, Sent> {
+        let timeout = deadline.saturating_duration_since(Instant::now());
+        let Call { kind, query, text, body } = call.clone();
+        let message = Forward { kind, text, timeout, query, body }.encode();
+        match node.raft().request(to, message, timeout + GRACE).await {
+            Ok(bytes) => match Answer::decode(&bytes) {
+                Some(Answer::NotLeader(why)) => Err(Sent::No(why)),
+                Some(Answer::Response { status: 200, body, .. }) => Ok(Reply::Results(body)),
+                Some(Answer::Response { status, retry, body }) => {
+                    Ok(Reply::Failed { status, message: String::from_utf8_lossy(&body).into_owned(), retry })
+                }
+                None => Err(Sent::Perhaps("its answer makes no sense".into())),
+            },
+            Err(RequestError::TooLarge { limit, .. }) => Ok(Reply::Failed {
+                status: 413,
+                message: format!(
+                    "the request exceeds {} MiB, which is what nodes send each other",
+                    limit >> 20
+                ),
+                retry: false,
+            }),
+            Err(error @ RequestError::Unreachable(_)) => Err(Sent::No(error.to_string())),
+            Err(error) => Err(Sent::Perhaps(error.to_string())),
+        }
+    }
+
+    /// Runs a request on this node, which should lead.
+    async fn write_here(
+        self: &Arc<Self>,
+        node: &Arc<Node>,
+        options: &Options,
+        request: Arc<Request>,
+        deadline: Instant,
+    ) -> Result<Bytes, WriteHere> {
+        if let Err(refusal) = node.leadership().leading() {
+            return Err(WriteHere::NotLeader(refusal.message));
+        }
+        let database = open(node, &options.database, deadline).await.map_err(WriteHere::Reply)?;
+        let (reply, answer) = oneshot::channel();
+        let alone = request.statements.iter().any(|s| needs_a_connection(&s.sql));
+        let job = Job { request, alone, deadline, reply };
+        let submitted = self.entry(node, &database).writer.submit(job);
+        let written = match submitted {
+            Err(error) => Err(error),
+            Ok(()) => match tokio::time::timeout_at((deadline + GRACE).into(), answer).await {
+                Ok(Ok(written)) => written,
+                Ok(Err(_)) => Err(WriteError::Unknown("the writer failed by a bug".into())),
+                Err(_) => Err(WriteError::Unknown("no answer from the writer in time".into())),
+            },
+        };
+        written.map(Bytes::from).map_err(|error| {
+            let message = error.to_string();
+            WriteHere::Reply(match error {
+                WriteError::NotLeader(why) => return WriteHere::NotLeader(why),
+                WriteError::Overloaded => Reply::unavailable(message),
+                WriteError::TimedOut(_) => Reply::Failed { status: 408, message, retry: true },
+                WriteError::Refused(_) | WriteError::Unknown(_) => Reply::in_band(options, &message),
+            })
+        })
+    }
+
+    async fn read(
+        &self,
+        node: &Arc<Node>,
+        database: &Arc<Database>,
+        readers: &Arc<Readers>,
+        options: &Options,
+        request: Arc<Request>,
+        deadline: Instant,
+    ) -> Result<Reply, Writes> {
+        if let Err(reply) = fresh(node, database, options, deadline).await {
+            return Ok(reply);
+        }
+        let mut reading = match readers.read(request, deadline).await {
+            Ok(reading) => reading,
+            Err(ReadError::Writes) => return Err(Writes),
+            Err(error @ ReadError::TimedOut) => {
+                return Ok(Reply::Failed { status: 408, message: error.to_string(), retry: true });
+            }
+            Err(error @ ReadError::Bug(_)) => {
+                return Ok(Reply::Failed { status: 500, message: error.to_string(), retry: false });
+            }
+            Err(error) => return Ok(Reply::unavailable(error.to_string())),
+        };
+        let Some(first) = reading.next().await else {
+            return Ok(Reply::Failed {
+                status: 500,
+                message: "the read failed by a bug".into(),
+                retry: false,
+            });
+        };
+        // Most results are one piece.
+        Ok(match reading.next().await {
+            None => Reply::Results(first),
+            Some(second) => Reply::Stream([first, second].concat().into(), reading),
+        })
+    }
+}
+
+/// A request that came as a read writes.
+struct Writes;
+
+enum WriteHere {
+    NotLeader(String),
+    Reply(Reply),
+}
+
+/// Whether the leader may have got a request.
+enum Sent {
+    No(String),
+    Perhaps(String),
+}
+
+fn request(call: &Call, options: &Options) -> Result<Request, ParseError> {
+    let statements = if call.text { parse_text(&call.body) } else { parse_json(&call.body) }?;
+    let Options { transaction, output, db_timeout, .. } = *options;
+    Ok(Request { kind: call.kind, statements, transaction, output, db_timeout })
+}
+
+/// A statement that begins with such a word writes; for others SQLite has to be asked.
+fn certainly_writes(sql: &str) -> bool {
+    const WORDS: [&str; 7] = ["insert", "update", "delete", "replace", "create", "drop", "alter"];
+    let sql = sql.trim_start();
+    WORDS.iter().any(|word| sql.get(..word.len()).is_some_and(|start| start.eq_ignore_ascii_case(word)))
+}
+
+/// A request from statements, to be sent to another node.
+pub(super) fn encode(statements: &[Statement]) -> Bytes {
+    let mut json = super::json::Json::new(false);
+    json.begin_array();
+    for statement in statements {
+        json.begin_array();
+        json.string(&statement.sql);
+        for param in &statement.params {
+            let value = rusqlite::types::ValueRef::from(&param.value);
+            match &param.name {
+                None => json.value(value, true),
+                Some(name) => {
+                    json.begin_object();
+                    json.key(name);
+                    json.value(value, true);
+                    json.end_object();
+                }
+            }
+        }
+        json.end_array();
+    }
+    json.end_array();
+    json.out.into()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn statements_survive_being_sent() {
+        let body = br#"["A",["B",1,1.5,null,"x",[0,255]],["C",{"n":true}]]"#;
+        let statements = parse_json(body).unwrap();
+        assert_eq!(parse_json(&encode(&statements)).unwrap(), statements);
+    }
+
+    #[test]
+    fn what_certainly_writes() {
+        assert!(certainly_writes(" insert INTO t VALUES(1)") && certainly_writes("CREATE TABLE t(x)"));
+        assert!(!certainly_writes("SELECT 1") && !certainly_writes("WITH a AS (SELECT 1) SELECT 1"));
+        assert!(!certainly_writes("é") && !certainly_writes(""));
+    }
+}
