@@ -83,6 +83,13 @@ pub enum Command {
     Recover(RecoverArgs),
     /// Print a hash of a password, for the file of --auth. The password is read from standard input.
     Passwd,
+    /// Look up what became of a transaction.
+    #[command(
+        long_about = "Look up what became of a transaction whose outcome an app was not told: an error in COMMIT \
+        whose line in SQLite's error log says `outcome of transaction ID on NAME unknown`. Any node may be asked; it \
+        remembers the last 4096 transactions of each database, of those that it has read from its log since its start."
+    )]
+    Tx(TxArgs),
     /// An app of the demo and the tests; not for other use.
     #[command(hide = true)]
     Host(HostArgs),
@@ -132,6 +139,10 @@ pub struct NodeArgs {
     /// How long a COMMIT may wait for its outcome [default: 10000].
     #[arg(long, env = "QUIRE_COMMIT_TIMEOUT_MS", value_name = "MS")]
     pub commit_timeout_ms: Option<u64>,
+    /// How long a transaction may stand open while others wait to write; then it gives way, and its COMMIT is
+    /// refused [default: 10000].
+    #[arg(long, env = "QUIRE_LEASE_TIMEOUT_MS", value_name = "MS")]
+    pub lease_timeout_ms: Option<u64>,
     /// Refuse transactions whose pages take more than this; 0 is no limit [default: 0].
     #[arg(long, env = "QUIRE_MAX_TRANSACTION_MIB", value_name = "MIB")]
     pub max_transaction_mib: Option<u64>,
@@ -193,6 +204,7 @@ impl NodeArgs {
             cluster_key: self.cluster_key.or(file.cluster_key),
             socket_group: self.socket_group.or(file.socket_group),
             commit_timeout_ms: self.commit_timeout_ms.or(file.commit_timeout_ms),
+            lease_timeout_ms: self.lease_timeout_ms.or(file.lease_timeout_ms),
             max_transaction_mib: self.max_transaction_mib.or(file.max_transaction_mib),
             part_kib: self.part_kib.or(file.part_kib),
             heartbeat_ms: self.heartbeat_ms.or(file.heartbeat_ms),
@@ -247,6 +259,19 @@ pub struct LeaderArgs {
     /// Hand the lead over to whichever voter can best take it.
     #[arg(long, conflicts_with = "to")]
     pub step_down: bool,
+    #[command(flatten)]
+    pub client: ClientArgs,
+}
+
+/// Flags of `quire tx`.
+#[derive(Clone, Debug, Args)]
+pub struct TxArgs {
+    /// The transaction's id, as in the app's log line.
+    #[arg(value_name = "ID")]
+    pub id: String,
+    /// Its database, if it is known.
+    #[arg(long, value_name = "NAME")]
+    pub db: Option<String>,
     #[command(flatten)]
     pub client: ClientArgs,
 }
@@ -459,6 +484,9 @@ pub struct BenchArgs {
     /// Seconds per measurement; plain SQLite and Quire take turns.
     #[arg(long, default_value_t = 2, value_name = "S")]
     pub seconds: u64,
+    /// Write on a node that doesn't lead.
+    #[arg(long)]
+    pub follower: bool,
     /// Turns of each.
     #[arg(long, default_value_t = 5, value_name = "N")]
     pub turns: u32,

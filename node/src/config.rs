@@ -45,6 +45,8 @@ pub struct Config {
     pub checkpoint_bytes: u64,
     /// Bytes of log that a purge leaves.
     pub log_retain_bytes: u64,
+    /// How long a writer may hold the lease without progress while others wait.
+    pub lease_timeout: Duration,
     /// Bytes that are scrubbed in a second; 0: none.
     pub scrub_bytes_per_second: u64,
     /// Threads that serve HTTP.
@@ -151,6 +153,10 @@ impl Config {
         if !(100..=600_000).contains(&deadline) {
             return bad("--commit-timeout-ms", format!("{deadline} is not from 100 to 600000"));
         }
+        let lease_timeout = args.lease_timeout_ms.unwrap_or(10_000);
+        if !(100..=3_600_000).contains(&lease_timeout) {
+            return bad("--lease-timeout-ms", format!("{lease_timeout} is not from 100 to 3600000"));
+        }
         let log_retain_mib = args.log_retain_mib.unwrap_or(64);
         if log_retain_mib > 1 << 20 {
             return bad("--log-retain-mib", format!("{log_retain_mib} is above 1048576"));
@@ -200,6 +206,7 @@ impl Config {
             segment_bytes: segment_mib << 20,
             limits: Limits { commit_deadline, max_transaction, part_bytes: part_kib << 10 },
             checkpoint_bytes: checkpoint_mib << 20,
+            lease_timeout: Duration::from_millis(lease_timeout),
             log_retain_bytes: log_retain_mib << 20,
             scrub_bytes_per_second: scrub_rate_mib << 20,
             http_threads,

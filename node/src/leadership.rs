@@ -4,7 +4,7 @@ use quire_raft::{RaftStatus, ServerState};
 use quire_vfs::gate::proto::{Refusal, RefusalCode};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, OnceLock, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 use tokio::sync::watch;
 
 /// This node's view of the leader.
@@ -48,6 +48,20 @@ impl Leadership {
     /// An entry of this term was handed over. True if it is the first of its term.
     pub fn saw_term(&self, term: u64) -> bool {
         self.applied_term.fetch_max(term, Ordering::SeqCst) < term
+    }
+
+    /// The highest term of an entry that was handed over.
+    pub fn applied_term(&self) -> u64 {
+        self.applied_term.load(Ordering::SeqCst)
+    }
+
+    /// Leader only: whether a member that last did something at this time is up, as far as its answers to heartbeats
+    /// tell. One that isn't a member isn't.
+    pub fn hears(&self, node: u64, since: Instant) -> bool {
+        let Some(status) = self.status.get() else { return false };
+        let status = status.borrow();
+        let last = status.heard.get(&node).map_or(since, |&heard| heard.max(since));
+        status.peers.contains_key(&node) && last.elapsed() <= self.freshness
     }
 
     /// Raft's status, once it has started.

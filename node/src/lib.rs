@@ -14,6 +14,7 @@ pub mod config;
 pub mod core;
 pub mod db;
 pub mod dump;
+pub mod forward;
 pub mod gate;
 pub mod leadership;
 pub mod load;

@@ -154,7 +154,7 @@ impl Machine {
         let Committed { position, payload } = entry;
         if self.context.leadership.saw_term(position.term) {
             for database in self.registry.all() {
-                database.enqueue(Work::NewTerm(position.term));
+                database.take_term(position.term);
             }
         }
         match payload {
@@ -173,7 +173,7 @@ impl Machine {
                 }
                 Ok(Command::Void { database, transaction: id }) => {
                     if let Some(database) = self.registry.get(database) {
-                        database.enqueue(Work::Void { index: position.index, id });
+                        database.take_void(position.index, id);
                     }
                 }
                 Ok(Command::CreateDatabase { name, page_size }) => {

@@ -13,9 +13,10 @@
 use crate::access::{Access, AccessError};
 use crate::command::DbId;
 use crate::config::{Config, Limits};
-use crate::db::database::{Context, Database, Work};
+use crate::db::database::{Context, Database, first_token};
 use crate::db::registry::Registry;
 use crate::db::{DbError, sql};
+use crate::forward;
 use crate::gate::reads::Confirmations;
 use crate::gate::server::SocketError;
 use crate::leadership::Leadership;
@@ -26,14 +27,13 @@ use crate::repair;
 use nix::fcntl::{Flock, FlockArg};
 use quire_raft::{ClusterKey, KeyError, Peer, Raft, RaftConfig, RaftStatus, StartError};
 use quire_vfs::format::PageSize;
-use quire_vfs::format::transaction::TxnId;
 use quire_vfs::shim::vfs::SOCKET;
 use std::fs::{File, OpenOptions};
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant, SystemTime};
-use tokio::sync::{mpsc, watch};
+use tokio::sync::{Semaphore, mpsc, watch};
 use tracing::{error, info, warn};
 
 /// The first line of the identity file.
@@ -131,6 +131,9 @@ pub struct Node {
     ready: watch::Sender<bool>,
     started: SystemTime,
     started_at: Instant,
+    life: u64,
+    /// Places for requests to the leader that wait for a lease there.
+    asking: Semaphore,
     _lock: Flock<File>,
 }
 
@@ -188,6 +191,16 @@ impl Node {
     /// When it was started, and for how long it has run.
     pub fn started(&self) -> (SystemTime, Duration) {
         (self.started, self.started_at.elapsed())
+    }
+
+    /// When this life of the node began: sessions with lower ids are of an earlier one.
+    pub fn life(&self) -> u64 {
+        self.life
+    }
+
+    /// Places for requests to the leader that wait for a lease there.
+    pub(crate) fn asking(&self) -> &Semaphore {
+        &self.asking
     }
 
     /// Whether what the log held at the start has been applied.
@@ -248,6 +261,8 @@ impl Node {
             checkpoint_bytes: config.checkpoint_bytes,
             unstaged: watch::Sender::default(),
             flushed: OnceLock::new(),
+            lease_timeout: config.lease_timeout,
+            node: OnceLock::new(),
         });
         let registry = Arc::new(Registry::new(&dir.join("db"), context.clone())?);
         access.share(&dir, registry.directory())?;
@@ -282,8 +297,11 @@ impl Node {
             ready: watch::Sender::new(false),
             started: SystemTime::now(),
             started_at: Instant::now(),
+            life: first_token(),
+            asking: Semaphore::new(forward::MAX_ASKING),
             _lock: lock,
         });
+        let _ = node.context.node.set(Arc::downgrade(&node));
         handler.attach(&node);
         node.machine.attach(&node);
         tokio::spawn(repair::repair(node.clone(), fenced));
@@ -405,24 +423,6 @@ impl Node {
         let index = peers::ask_leader(self, PeerRequest::DropDatabase { id: id.0 }, patience).await?;
         let applied = tokio::time::timeout_at(deadline, self.wait_taken(index)).await;
         applied.map_err(|_| LeaderError::Unavailable("dropping it takes long; look again".into()))
-    }
-
-    /// Makes sure that a database's worker has seen everything in which a transaction could be, and ends its
-    /// wait if it wasn't there.
-    pub async fn conclude(self: &Arc<Self>, database: &Arc<Database>, id: TxnId, deadline: Duration) {
-        loop {
-            match peers::ask_leader(self, PeerRequest::Barrier, deadline).await {
-                Ok(index) => {
-                    self.wait_taken(index).await;
-                    return database.enqueue(Work::Conclude(id));
-                }
-                // Not given up when the app is: while it is pending, the database grants no lease.
-                Err(error) => {
-                    warn!(database = database.name, transaction = %id, "can't be resolved yet: {error}")
-                }
-            }
-            tokio::time::sleep(Duration::from_secs(1)).await;
-        }
     }
 
     /// Has all nodes record their checksums at one entry, and returns its index.

@@ -1,15 +1,17 @@
 //! What nodes ask of each other apart from Raft itself: requests that only the leader can serve, forwarded
 //! to it, and the first acquaintance of nodes that start or join a cluster. JSON, over Raft's mutually
-//! authenticated connections.
+//! authenticated connections. What concerns writers, and so must be quick, stands in [`crate::forward`].
 
 use crate::command::{Command, DbId};
 use crate::members;
 use crate::node::Node;
-use crate::sql::forward::{self, Answer, Forward};
+use crate::sql;
+use crate::sql::forward::{Answer, Forward};
 use bytes::Bytes;
 use futures_util::future::BoxFuture;
 use quire_raft::{Bulk, LogPosition, NodeId, Peer, ProposeError, RaftError, RequestHandler};
 use quire_vfs::format::PageSize;
+use quire_vfs::format::transaction::TxnId;
 use serde::{Deserialize, Serialize};
 use std::sync::{Arc, OnceLock, Weak};
 use std::time::Duration;
@@ -59,6 +61,13 @@ pub enum PeerRequest {
     ReadIndex {
         /// Have a quorum confirm that it leads.
         confirm: bool,
+    },
+    /// Append that no more parts of a large transaction will come. For the leader; answered by its index.
+    Void {
+        /// The database.
+        database: u64,
+        /// The transaction.
+        transaction: [u8; 16],
     },
     /// Append a verification. For the leader; answered by its index.
     Verify {
@@ -171,8 +180,14 @@ impl RequestHandler for PeerHandler {
     fn handle(&self, from: NodeId, request: Bytes) -> BoxFuture<'static, Bytes> {
         let node = self.node.get().and_then(Weak::upgrade);
         Box::pin(async move {
-            if request.first() == Some(&forward::MAGIC) {
+            if request.first() == Some(&sql::forward::MAGIC) {
                 return answer_sql(node, from, &request).await.encode();
+            }
+            if crate::forward::is_one(&request) {
+                return match node {
+                    Some(node) => crate::forward::serve(&node, from, &request).await,
+                    None => crate::forward::starting(),
+                };
             }
             let response = match (node, serde_json::from_slice(&request)) {
                 (None, _) => PeerResponse::Unavailable("the node is starting".into()),
@@ -276,6 +291,9 @@ pub(crate) async fn serve(node: &Arc<Node>, request: PeerRequest) -> PeerRespons
                 Err(error) => Err::<(), _>(error).into(),
             };
         }
+        PeerRequest::Void { database, transaction } => {
+            Command::Void { database: DbId(database), transaction: TxnId(transaction) }
+        }
         PeerRequest::Verify { files, scrub } => Command::Verify { files, scrub, nonce: nonce() },
     };
     match raft.propose(command.encode()).await {
@@ -302,7 +320,7 @@ impl From<Result<(), RaftError>> for PeerResponse {
     }
 }
 
-fn nonce() -> u64 {
+pub(crate) fn nonce() -> u64 {
     use std::hash::{BuildHasher, RandomState};
     RandomState::new().hash_one(0)
 }

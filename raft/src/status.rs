@@ -67,6 +67,8 @@ pub struct RaftStatus {
     pub peers: BTreeMap<NodeId, Peer>,
     /// Leader only: highest index known to be durable on each other member (0 until known).
     pub replication: BTreeMap<NodeId, u64>,
+    /// Leader only: when each other member that answered its heartbeats was last sent one that it answered.
+    pub heard: BTreeMap<NodeId, Instant>,
     /// Leader only: when a quorum last acknowledged it.
     pub quorum_acked: Option<Instant>,
     /// Whether the core runs, or why it stopped.
@@ -100,6 +102,12 @@ impl RaftStatus {
             replication: replication
                 .filter(|(id, _)| **id != m.id)
                 .map(|(id, at)| (*id, at.as_ref().map_or(0, |l| l.index())))
+                .collect(),
+            heard: m
+                .heartbeat
+                .iter()
+                .flatten()
+                .filter_map(|(id, at)| Some((*id, Instant::now().checked_sub(at.as_ref()?.elapsed())?)))
                 .collect(),
             quorum_acked: m.last_quorum_acked.as_ref().and_then(|t| Instant::now().checked_sub(t.elapsed())),
             running: m.running_state.as_ref().map(|_| ()).map_err(|e| e.to_string()),

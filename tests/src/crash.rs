@@ -200,6 +200,16 @@ impl App {
         verdicts.fold(0.0, f64::max)
     }
 
+    /// How many of its verdicts are this one.
+    pub fn verdicts(&self, verdict: &str) -> usize {
+        self.lines().iter().filter(|line| line.split(' ').next() == Some(verdict)).count()
+    }
+
+    /// All that it has said.
+    pub fn lines(&self) -> Vec<String> {
+        self.lines.lines.lock().unwrap().0.iter().map(|(_, line)| line.clone()).collect()
+    }
+
     /// Waits for it to end by itself.
     pub fn wait_exit(mut self, patience: Duration) -> ExitStatus {
         let deadline = Instant::now() + patience;

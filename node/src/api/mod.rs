@@ -12,6 +12,7 @@
 //! | `/leader` | POST | has it step down; body `{"id":"2"}` names a successor; `wait`, `timeout=10s` |
 //! | `/remove` | DELETE | removes the member of the body, `{"id":"2"}`; `timeout=30s` |
 //! | `/metrics`, `/debug/vars` | GET | numbers, for Prometheus and as JSON |
+//! | `/outcome?id=ID` | GET | what became of a transaction; `db=NAME` |
 //! | `/verify` | POST | appends a verification, `files` with file hashes; `{"index":N}` |
 //! | `/verify?index=N` | GET | what this node's databases were at that entry |
 //! | `/db/backup` | GET | a database as a file or a script, see [`backup`] |
@@ -27,6 +28,7 @@ pub mod exchange;
 pub mod load;
 pub mod members;
 pub mod metrics;
+pub mod outcome;
 pub mod server;
 mod sink;
 pub mod sql;
@@ -66,6 +68,7 @@ pub fn router(node: Arc<Node>, auth: Option<Arc<Auth>>) -> Router {
         .route("/remove", delete(members::remove))
         .route("/metrics", get(metrics::metrics))
         .route("/debug/vars", get(metrics::vars))
+        .route("/outcome", get(outcome::get))
         .route("/verify", get(verify::result).post(verify::start))
         .merge(exchange::router(node.clone()))
         .fallback(|| async { error(StatusCode::NOT_FOUND, "there is no such path") })

@@ -4,6 +4,7 @@
 use super::host;
 use super::local::{LocalCluster, find_extension};
 use crate::args::BenchArgs;
+use anyhow::Context as _;
 use rusqlite::Connection;
 use serde_json::json;
 use std::process::ExitCode;
@@ -23,8 +24,13 @@ pub fn run(args: &BenchArgs) -> anyhow::Result<ExitCode> {
     let mut cluster = LocalCluster::new(&std::env::current_exe()?, dir.path(), args.nodes.into())?;
     cluster.start()?;
     let leader = cluster.wait_leader(Duration::from_secs(20))?;
-    let path = cluster.node(leader)?.database("bench").canonicalize();
-    let path = path.unwrap_or(std::path::absolute(cluster.node(leader)?.database("bench"))?);
+    let node = match args.follower {
+        true => cluster.nodes.iter().map(|node| node.id).find(|&id| id != leader),
+        false => Some(leader),
+    };
+    let node = node.context("--follower needs more than one node")?;
+    let path = cluster.node(node)?.database("bench").canonicalize();
+    let path = path.unwrap_or(std::path::absolute(cluster.node(node)?.database("bench"))?);
 
     let plain = Connection::open(dir.path().join("plain.db"))?;
     plain.pragma_update(None, "journal_mode", "wal")?;

@@ -17,6 +17,7 @@ pub mod remove;
 pub mod restore;
 pub mod run;
 pub mod status;
+pub mod tx;
 pub mod verify;
 
 use crate::args::{self, Cli, Command};
@@ -63,6 +64,7 @@ pub fn run(cli: Cli) -> anyhow::Result<ExitCode> {
         },
         Command::Remove(args) => remove::run(&args),
         Command::Leader(args) => leader::run(&args),
+        Command::Tx(args) => tx::run(&args),
         Command::Recover(args) => recover::run(&args),
         Command::Passwd => passwd::run(),
         Command::Host(args) => host::run(&args),

@@ -1,139 +1,275 @@
-//! The lease queue of one database: one writer at a time, first come, first served.
+//! The lease table of one database, on the leader: one writer at a time in the whole cluster, first come, first
+//! served, whichever nodes they are on.
 //!
 //! The lease is a courtesy: it makes writers queue instead of collide. Correctness rests on the commit rule
-//! alone ([`super::rule`]), so a lease that outlives its leader does no harm.
+//! alone ([`super::rule`]), so a lease that outlives its leader, or is given to two, does no harm.
 //!
-//! - A lease is fenced by a token that is never used twice.
-//! - The queue grants only while it is *open*: this node leads, and the database has nothing in flight.
+//! - A lease is fenced by a token that no term uses twice, and is for one transaction.
+//! - The table grants only while it is *open*: this node leads, and no proposal of the database is in the air.
+//!   A lease names its *head*, the database's last entry then; its writer begins once it has that.
+//! - A holder *gives way* when others wait and it has shown no progress for a while; sooner, if its node is dead.
+//!   Its transaction, if it sends it after all, is refused for its token.
 //! - A writer that gives the lease back unused because its snapshot was old *lingers*: for a short while it
 //!   is served before the others, so that its next try, with a fresh snapshot, succeeds.
+//! - SQLite asks in short attempts with pauses. A writer whose attempt ended keeps its *seat*: if it comes back
+//!   soon, it stands where it stood.
+//! - Messages may be lost, doubled or overtaken. A session has at most one place, and a new *ticket* for each
+//!   attempt. The same ticket again gets the same lease again; another ticket from the holder says that its lease
+//!   has come to an end.
 
 use std::collections::VecDeque;
 use std::time::{Duration, Instant};
 
-/// A connection to the gate.
+/// A connection to a gate; unique on its node across the node's lives.
 pub type SessionId = u64;
 
 /// How long a writer whose snapshot was old is waited for.
 pub const LINGER: Duration = Duration::from_millis(10);
+/// How long a writer that is told BUSY keeps its seat: longer than SQLite's busy handler pauses, also on a machine that
+/// has much to do. Else those who were just served would be back first, again and again.
+const SEAT: Duration = Duration::from_secs(2);
+/// Writers of one node that may wait; and as many may have a seat.
+pub const MAX_WAITING_PER_NODE: usize = 1024;
+/// Writers that may wait altogether; and as many may have a seat.
+pub const MAX_WAITING: usize = 4096;
+
+/// A writer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Who {
+    /// The node that it is on.
+    pub node: u64,
+    /// Its session there.
+    pub session: SessionId,
+}
 
 /// The right to write, as granted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Lease {
     /// Its fence.
     pub token: u64,
-    /// Who has it.
-    pub session: SessionId,
-    /// The term in which this node led when it was granted.
+    /// The term in which it was granted.
     pub term: u64,
+    /// The database's last entry when it was granted.
+    pub head: u64,
 }
 
-/// What is to be told to a session.
+/// When the table may grant.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Open {
+    /// The term in which this node leads.
+    pub term: u64,
+    /// The database's last entry.
+    pub head: u64,
+}
+
+/// What is to be told to somebody.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Action {
-    /// It has the lease.
-    Grant(Lease),
-    /// Its time in the queue is over.
-    Expire(SessionId),
+    /// It has the lease, for this attempt.
+    Grant {
+        /// Who.
+        who: Who,
+        /// The attempt.
+        ticket: u64,
+        /// The lease.
+        lease: Lease,
+    },
+    /// Its attempt is over.
+    Expire(Who),
+    /// It held the lease for too long.
+    GaveWay(Who),
 }
 
 #[derive(Clone, Copy, Debug)]
 struct Waiter {
-    session: SessionId,
+    who: Who,
+    ticket: u64,
     deadline: Instant,
+    /// Its place: who came first is served first.
+    place: u64,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Holder {
+    who: Who,
+    ticket: u64,
+    lease: Lease,
+    /// When it last showed that it goes on.
+    progress: Instant,
+}
+
+/// A place that is kept for somebody.
+#[derive(Clone, Copy, Debug)]
+struct Seat {
+    who: Who,
+    place: u64,
+    until: Instant,
 }
 
 /// The queue before one database.
 #[derive(Debug)]
-pub struct LeaseQueue {
+pub struct LeaseTable {
     next_token: u64,
-    holder: Option<Lease>,
+    next_place: u64,
+    /// How long a holder may go without progress while others wait.
+    timeout: Duration,
+    holder: Option<Holder>,
+    /// By their places.
     waiters: VecDeque<Waiter>,
-    linger: Option<Waiter>,
+    seats: VecDeque<Seat>,
+    linger: Option<(Who, Instant)>,
 }
 
-impl LeaseQueue {
-    /// An empty queue whose tokens begin after `first_token`.
-    pub fn new(first_token: u64) -> LeaseQueue {
-        LeaseQueue { next_token: first_token, holder: None, waiters: VecDeque::new(), linger: None }
+impl LeaseTable {
+    /// An empty table whose tokens begin after `first_token`.
+    pub fn new(first_token: u64, timeout: Duration) -> LeaseTable {
+        LeaseTable {
+            next_token: first_token,
+            next_place: 0,
+            timeout,
+            holder: None,
+            waiters: VecDeque::new(),
+            seats: VecDeque::new(),
+            linger: None,
+        }
     }
 
-    /// The lease that is out.
-    pub fn holder(&self) -> Option<Lease> {
-        self.holder
+    /// Who has the lease, and the lease.
+    pub fn holder(&self) -> Option<(Who, Lease)> {
+        self.holder.map(|holder| (holder.who, holder.lease))
     }
 
-    /// Number of sessions that wait.
+    /// Number of writers that wait.
     pub fn waiting(&self) -> usize {
         self.waiters.len()
     }
 
-    /// A session wants to write and is willing to wait until `deadline`. A session has at most one place.
-    pub fn request(&mut self, session: SessionId, deadline: Instant) {
-        self.waiters.retain(|w| w.session != session);
-        self.waiters.push_back(Waiter { session, deadline });
+    /// Somebody wants to write and is willing to wait until `deadline`. Returns the lease if it has that already;
+    /// an error if too many wait.
+    pub fn request(
+        &mut self,
+        who: Who,
+        ticket: u64,
+        head: u64,
+        deadline: Instant,
+        now: Instant,
+    ) -> Result<Option<Lease>, &'static str> {
+        if let Some(holder) = self.holder.filter(|holder| holder.who == who) {
+            if holder.ticket == ticket {
+                return Ok(Some(holder.lease));
+            }
+            // Its release was lost, or was overtaken by this.
+            let linger = holder.lease.head == head;
+            self.release(holder.lease.token, linger, now);
+        }
+        if let Some(waiter) = self.waiters.iter_mut().find(|waiter| waiter.who == who) {
+            (waiter.ticket, waiter.deadline) = (ticket, deadline);
+            return Ok(None);
+        }
+        let here = self.waiters.iter().filter(|waiter| waiter.who.node == who.node).count();
+        if here >= MAX_WAITING_PER_NODE {
+            return Err("too many writers of this node wait for it");
+        }
+        if self.waiters.len() >= MAX_WAITING {
+            return Err("too many writers wait for it");
+        }
+        let seat = self.seats.iter().position(|seat| seat.who == who).and_then(|n| self.seats.remove(n));
+        let place = match seat.filter(|seat| seat.until > now) {
+            Some(seat) => seat.place,
+            None => {
+                self.next_place += 1;
+                self.next_place
+            }
+        };
+        let at = self.waiters.partition_point(|waiter| waiter.place < place);
+        self.waiters.insert(at, Waiter { who, ticket, deadline, place });
+        Ok(None)
     }
 
     /// A lease comes back. False if it isn't the one that is out.
     pub fn release(&mut self, token: u64, linger: bool, now: Instant) -> bool {
         match self.holder {
-            Some(lease) if lease.token == token => {
+            Some(holder) if holder.lease.token == token => {
                 self.holder = None;
-                self.linger = linger.then_some(Waiter { session: lease.session, deadline: now + LINGER });
+                self.linger = linger.then_some((holder.who, now + LINGER));
                 true
             }
             _ => false,
         }
     }
 
-    /// A session is gone, and with it its lease and its place. True if it had the lease.
-    pub fn gone(&mut self, session: SessionId) -> bool {
-        self.waiters.retain(|w| w.session != session);
-        self.linger = self.linger.filter(|w| w.session != session);
-        let had = self.holder.is_some_and(|lease| lease.session == session);
-        if had {
-            self.holder = None;
+    /// The holder does something.
+    pub fn progress(&mut self, token: u64, now: Instant) {
+        if let Some(holder) = self.holder.as_mut().filter(|holder| holder.lease.token == token) {
+            holder.progress = now;
         }
-        had
     }
 
-    /// Empties the queue, as this node no longer leads; returns who waited. A lease that is out stays out:
-    /// its commit will be refused for its term.
-    pub fn close(&mut self) -> Vec<SessionId> {
-        self.linger = None;
-        self.waiters.drain(..).map(|w| w.session).collect()
+    /// Forgets all writers of whom this is true, their leases and their places; returns who waited of them.
+    pub fn forget(&mut self, gone: impl Fn(Who) -> bool) -> Vec<Who> {
+        self.holder = self.holder.filter(|holder| !gone(holder.who));
+        self.linger = self.linger.filter(|(who, _)| !gone(*who));
+        self.seats.retain(|seat| !gone(seat.who));
+        let waited = self.waiters.iter().map(|waiter| waiter.who).filter(|who| gone(*who)).collect();
+        self.waiters.retain(|waiter| !gone(waiter.who));
+        waited
     }
 
-    /// What is to be done now. `open` is the term in which this node leads if it may grant.
-    pub fn poll(&mut self, now: Instant, open: Option<u64>) -> Vec<Action> {
+    /// Empties the table, as this node no longer leads; returns who waited. The lease that is out is void: its term
+    /// is over.
+    pub fn close(&mut self) -> Vec<Who> {
+        self.forget(|_| true)
+    }
+
+    /// What is to be done now. `open` says whether it may grant, `alive` whether the node of a holder that last did
+    /// something at that time is up.
+    pub fn poll(
+        &mut self,
+        now: Instant,
+        open: Option<Open>,
+        alive: impl Fn(u64, Instant) -> bool,
+    ) -> Vec<Action> {
         let mut actions = Vec::new();
-        self.waiters.retain(|w| {
-            let alive = w.deadline > now;
-            if !alive {
-                actions.push(Action::Expire(w.session));
+        let seats = &mut self.seats;
+        seats.retain(|seat| seat.until > now);
+        self.waiters.retain(|waiter| {
+            let lives = waiter.deadline > now;
+            if !lives {
+                actions.push(Action::Expire(waiter.who));
+                if seats.len() == MAX_WAITING {
+                    seats.pop_front();
+                }
+                seats.push_back(Seat { who: waiter.who, place: waiter.place, until: now + SEAT });
             }
-            alive
+            lives
         });
-        self.linger = self.linger.filter(|w| w.deadline > now);
-        let (Some(term), None) = (open, self.holder) else { return actions };
+        self.linger = self.linger.filter(|(_, until)| *until > now);
+        let Some(open) = open else { return actions };
+        // What a term before this granted is void.
+        self.holder = self.holder.filter(|holder| holder.lease.term == open.term);
+        if let Some(holder) = self.holder
+            && !self.waiters.is_empty()
+            && (now.saturating_duration_since(holder.progress) >= self.timeout
+                || !alive(holder.who.node, holder.progress))
+        {
+            self.holder = None;
+            actions.push(Action::GaveWay(holder.who));
+        }
+        if self.holder.is_some() {
+            return actions;
+        }
         let next = match self.linger {
-            Some(first) => self.waiters.iter().position(|w| w.session == first.session),
+            Some((first, _)) => self.waiters.iter().position(|waiter| waiter.who == first),
             None => (!self.waiters.is_empty()).then_some(0),
         };
-        if let Some(waiter) = next.and_then(|n| self.waiters.remove(n)) {
+        if let Some(Waiter { who, ticket, .. }) = next.and_then(|n| self.waiters.remove(n)) {
             self.next_token += 1;
             self.linger = None;
-            let lease = Lease { token: self.next_token, session: waiter.session, term };
-            self.holder = Some(lease);
-            actions.push(Action::Grant(lease));
+            let lease = Lease { token: self.next_token, term: open.term, head: open.head };
+            self.holder = Some(Holder { who, ticket, lease, progress: now });
+            actions.push(Action::Grant { who, ticket, lease });
         }
         actions
-    }
-
-    /// When [`LeaseQueue::poll`] must be called again at the latest.
-    pub fn deadline(&self) -> Option<Instant> {
-        let first = self.waiters.iter().map(|w| w.deadline).min()?;
-        Some(self.linger.map_or(first, |w| w.deadline.min(first)))
     }
 }
 
@@ -141,93 +277,191 @@ impl LeaseQueue {
 mod tests {
     use super::*;
     use proptest::prelude::*;
-    use std::collections::BTreeSet;
+    use std::collections::{BTreeMap, BTreeSet};
 
     const MS: Duration = Duration::from_millis(1);
+    const TIMEOUT: Duration = Duration::from_millis(400);
 
-    fn granted(actions: &[Action]) -> Option<Lease> {
-        actions.iter().find_map(|a| match a {
-            Action::Grant(lease) => Some(*lease),
-            Action::Expire(_) => None,
+    fn who(node: u64, session: u64) -> Who {
+        Who { node, session }
+    }
+
+    fn open(term: u64, head: u64) -> Option<Open> {
+        Some(Open { term, head })
+    }
+
+    fn granted(actions: &[Action]) -> Option<(Who, Lease)> {
+        actions.iter().find_map(|action| match action {
+            Action::Grant { who, lease, .. } => Some((*who, *lease)),
+            _ => None,
         })
     }
 
+    fn table() -> (LeaseTable, Instant) {
+        (LeaseTable::new(100, TIMEOUT), Instant::now())
+    }
+
+    fn up(_: u64, _: Instant) -> bool {
+        true
+    }
+
     #[test]
-    fn first_come_first_served_and_expiry() {
-        let now = Instant::now();
-        let mut q = LeaseQueue::new(100);
-        for session in [1, 2, 3] {
-            q.request(session, now + 50 * MS);
+    fn first_come_first_served_across_nodes() {
+        let (mut t, now) = table();
+        for (n, w) in [who(1, 1), who(2, 1), who(1, 2)].into_iter().enumerate() {
+            assert_eq!(t.request(w, n as u64, 7, now + 50 * MS, now), Ok(None));
         }
-        assert!(q.poll(now, None).is_empty(), "closed");
-        let first = granted(&q.poll(now, Some(4))).unwrap();
-        assert_eq!(first, Lease { token: 101, session: 1, term: 4 });
-        assert!(q.poll(now, Some(4)).is_empty(), "one at a time");
-        assert!(!q.release(99, false, now), "an old token releases nothing");
-        assert!(q.release(101, false, now));
-        assert_eq!(granted(&q.poll(now, Some(4))).unwrap().session, 2);
-        assert_eq!(q.poll(now + 50 * MS, Some(4)), [Action::Expire(3)]);
-        assert!(q.gone(2));
-        assert_eq!(q.deadline(), None);
+        assert!(t.poll(now, None, up).is_empty(), "closed");
+        let (first, lease) = granted(&t.poll(now, open(4, 7), up)).unwrap();
+        assert_eq!((first, lease), (who(1, 1), Lease { token: 101, term: 4, head: 7 }));
+        assert!(t.poll(now, open(4, 7), up).is_empty(), "one at a time");
+        assert!(!t.release(99, false, now), "an old token releases nothing");
+        assert!(t.release(101, false, now));
+        let (second, lease) = granted(&t.poll(now, open(4, 9), up)).unwrap();
+        assert_eq!((second, lease), (who(2, 1), Lease { token: 102, term: 4, head: 9 }));
+        assert_eq!(t.poll(now + 50 * MS, open(4, 9), up), [Action::Expire(who(1, 2))]);
+        assert!(t.forget(|w| w.node == 2).is_empty());
+        assert_eq!(t.holder(), None);
     }
 
     #[test]
     fn a_lingering_writer_goes_first_but_not_for_long() {
-        let now = Instant::now();
-        let mut q = LeaseQueue::new(0);
-        q.request(1, now + 100 * MS);
-        q.request(2, now + 100 * MS);
-        let lease = granted(&q.poll(now, Some(1))).unwrap();
-        assert!(q.release(lease.token, true, now));
-        assert!(q.poll(now, Some(1)).is_empty(), "waits for session 1");
-        q.request(1, now + 100 * MS);
-        assert_eq!(granted(&q.poll(now + MS, Some(1))).unwrap().session, 1);
-        let lease = q.holder().unwrap();
-        assert!(q.release(lease.token, true, now));
-        assert_eq!(granted(&q.poll(now + LINGER, Some(1))).unwrap().session, 2);
+        let (mut t, now) = table();
+        t.request(who(1, 1), 1, 0, now + 100 * MS, now).unwrap();
+        t.request(who(2, 2), 1, 0, now + 100 * MS, now).unwrap();
+        let (_, lease) = granted(&t.poll(now, open(1, 0), up)).unwrap();
+        assert!(t.release(lease.token, true, now));
+        assert!(t.poll(now, open(1, 0), up).is_empty(), "waits for the first");
+        t.request(who(1, 1), 2, 0, now + 100 * MS, now).unwrap();
+        let (again, lease) = granted(&t.poll(now + MS, open(1, 0), up)).unwrap();
+        assert_eq!(again, who(1, 1));
+        assert!(t.release(lease.token, true, now));
+        assert_eq!(granted(&t.poll(now + LINGER, open(1, 0), up)).unwrap().0, who(2, 2));
+    }
+
+    #[test]
+    fn a_holder_gives_way_only_to_others_and_not_while_it_goes_on() {
+        let (mut t, now) = table();
+        t.request(who(1, 1), 1, 0, now + MS, now).unwrap();
+        let (_, lease) = granted(&t.poll(now, open(1, 0), up)).unwrap();
+        assert!(t.poll(now + 10 * TIMEOUT, open(1, 0), up).is_empty(), "nobody waits");
+        t.request(who(2, 1), 1, 0, now + 100 * TIMEOUT, now).unwrap();
+        t.progress(lease.token, now + 10 * TIMEOUT);
+        assert!(t.poll(now + 10 * TIMEOUT + MS, open(1, 0), up).is_empty(), "it goes on");
+        assert!(t.poll(now + 20 * TIMEOUT, None, up).is_empty(), "its commit is in the air");
+        let actions = t.poll(now + 20 * TIMEOUT, open(1, 0), up);
+        assert_eq!(actions[0], Action::GaveWay(who(1, 1)));
+        let (next, second) = granted(&actions).unwrap();
+        assert!(next == who(2, 1) && second.token != lease.token);
+        assert!(!t.release(lease.token, false, now), "the old token means nothing any more");
+        // A dead node's lease ends at once.
+        t.request(who(3, 1), 1, 0, now + 100 * TIMEOUT, now).unwrap();
+        let dead = |node: u64, _: Instant| node != 2;
+        assert_eq!(granted(&t.poll(now + 20 * TIMEOUT, open(1, 0), dead)).unwrap().0, who(3, 1));
+    }
+
+    #[test]
+    fn who_comes_back_soon_stands_where_it_stood() {
+        let (mut t, now) = table();
+        for n in 1..=3 {
+            t.request(who(n, 1), 1, 0, now + 10 * MS * n as u32, now).unwrap();
+        }
+        let (_, lease) = granted(&t.poll(now, open(1, 0), up)).unwrap();
+        assert_eq!(t.poll(now + 25 * MS, open(1, 0), up), [Action::Expire(who(2, 1))]);
+        t.request(who(2, 1), 2, 0, now + 100 * MS, now + 60 * MS).unwrap();
+        assert_eq!(t.waiting(), 2);
+        t.release(lease.token, false, now);
+        assert_eq!(granted(&t.poll(now + 29 * MS, open(1, 0), up)).unwrap().0, who(2, 1));
+    }
+
+    #[test]
+    fn doubled_and_overtaken_messages() {
+        let (mut t, now) = table();
+        t.request(who(1, 1), 1, 5, now + 100 * MS, now).unwrap();
+        let (_, lease) = granted(&t.poll(now, open(1, 5), up)).unwrap();
+        assert_eq!(t.request(who(1, 1), 1, 5, now + 100 * MS, now), Ok(Some(lease)), "the answer was lost");
+        t.request(who(2, 1), 1, 5, now + 100 * MS, now).unwrap();
+        // The next attempt comes before the release of the last.
+        assert_eq!(t.request(who(1, 1), 2, 6, now + 100 * MS, now), Ok(None));
+        assert_eq!(granted(&t.poll(now, open(1, 6), up)).unwrap().0, who(2, 1));
+        assert!(!t.release(lease.token, false, now));
+        assert!(t.holder().is_some_and(|(holder, _)| holder == who(2, 1)));
+    }
+
+    #[test]
+    fn queues_are_bounded() {
+        let (mut t, now) = table();
+        for session in 0..MAX_WAITING_PER_NODE as u64 {
+            t.request(who(1, session), 1, 0, now + MS, now).unwrap();
+        }
+        assert!(t.request(who(1, 1 << 40), 1, 0, now + MS, now).is_err());
+        assert_eq!(t.request(who(1, 5), 2, 0, now + MS, now), Ok(None), "has its place already");
+        assert_eq!(t.request(who(2, 1), 1, 0, now + MS, now), Ok(None));
+        t.poll(now + MS, None, up);
+        assert!(t.seats.len() <= MAX_WAITING && t.waiting() == 0);
     }
 
     proptest! {
+        /// Whatever comes in whatever order: one holder, no token twice, nobody forgotten, and a holder loses its
+        /// lease only by what it did itself, by death, or by time.
         #[test]
         fn one_holder_no_token_twice_nobody_forgotten(
-            events in proptest::collection::vec((0u8..5, 1u64..5, any::<bool>()), 0..200),
+            events in proptest::collection::vec((0u8..8, 1u64..4, 1u64..4, any::<bool>()), 0..300),
         ) {
             let mut now = Instant::now();
-            let mut q = LeaseQueue::new(0);
+            let mut t = LeaseTable::new(0, 30 * MS);
             let mut tokens = BTreeSet::new();
-            let mut waiting = BTreeSet::new();
-            for (event, session, flag) in events {
+            let mut waiting = BTreeMap::new();
+            let (mut ticket, mut head, mut moved) = (0, 0, now);
+            for (event, node, session, flag) in events {
                 now += MS;
+                let w = who(node, session);
                 match event {
-                    0 => {
-                        if q.holder().is_none_or(|l| l.session != session) {
-                            q.request(session, now + 20 * MS);
-                            waiting.insert(session);
+                    0 | 1 => {
+                        ticket += u64::from(flag);
+                        let before = t.holder();
+                        match t.request(w, ticket, head, now + 20 * MS, now).unwrap() {
+                            Some(lease) => prop_assert_eq!(before, Some((w, lease))),
+                            None => { waiting.insert(w, ticket); }
                         }
+                        prop_assert!(t.holder().is_none_or(|(holder, _)| holder != w) || before.is_some());
                     }
-                    1 => {
-                        if let Some(lease) = q.holder() { prop_assert!(q.release(lease.token, flag, now)); }
-                    }
-                    2 => { q.gone(session); waiting.remove(&session); }
-                    3 => { for s in q.close() { prop_assert!(waiting.remove(&s)); } }
+                    2 => if let Some((_, lease)) = t.holder() {
+                        prop_assert!(!t.release(lease.token + 1, flag, now));
+                        prop_assert!(t.release(lease.token, flag, now));
+                    },
+                    3 => for gone in t.forget(|other| other == w) { waiting.remove(&gone); },
+                    4 => if let Some((_, lease)) = t.holder() { t.progress(lease.token, now); moved = now; },
+                    5 if flag && session == 1 => for gone in t.close() { prop_assert!(waiting.remove(&gone).is_some()); },
+                    5 => head += 1,
                     _ => {
-                        let before = q.holder();
-                        for action in q.poll(now, flag.then_some(1)) {
+                        let mut before = t.holder();
+                        let others = waiting.len();
+                        for action in t.poll(now, flag.then_some(Open { term: 1, head }), |n, _| n != 3 || session != 3) {
                             match action {
-                                Action::Grant(lease) => {
+                                Action::Grant { who, ticket, lease } => {
                                     prop_assert!(before.is_none() && tokens.insert(lease.token));
-                                    prop_assert!(waiting.remove(&lease.session));
+                                    prop_assert_eq!(waiting.remove(&who), Some(ticket));
+                                    prop_assert_eq!(lease.head, head);
+                                    moved = now;
                                 }
-                                Action::Expire(s) => prop_assert!(waiting.remove(&s)),
+                                Action::Expire(who) => prop_assert!(waiting.remove(&who).is_some()),
+                                Action::GaveWay(who) => {
+                                    let dead = who.node == 3 && session == 3;
+                                    prop_assert!(others > 0 && (dead || now - moved >= 30 * MS));
+                                    prop_assert_eq!(before.take().map(|(holder, _)| holder), Some(who));
+                                }
                             }
                         }
                     }
                 }
-                prop_assert_eq!(q.waiting(), waiting.len());
+                prop_assert_eq!(t.waiting(), waiting.len());
+                let places: Vec<_> = t.waiters.iter().map(|waiter| waiter.place).collect();
+                prop_assert!(places.is_sorted());
             }
-            for action in q.poll(now + Duration::from_secs(1), None) {
-                let Action::Expire(s) = action else { panic!("granted while closed") };
-                prop_assert!(waiting.remove(&s));
+            for action in t.poll(now + Duration::from_secs(1), None, up) {
+                let Action::Expire(who) = action else { panic!("granted while closed") };
+                prop_assert!(waiting.remove(&who).is_some());
             }
             prop_assert!(waiting.is_empty());
         }

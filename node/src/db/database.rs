@@ -1,31 +1,35 @@
 //! One database on this node: who may write it, what is in flight, and what has been applied.
 //!
 //! ```text
-//! app ──acquire──► lease queue ──grant──► app writes its WAL ──commit──► pending ──propose──► Raft
+//! app ──acquire──► lease, grant ──► app writes its WAL ──commit──► pending ──propose──► Raft
 //!                                                                          │
 //! Raft ──entries, in order──► queue ──► worker: judge, check ──┬─ pending: tell the app; it publishes
 //!                                                              └─ else: the applier publishes
 //! ```
 //!
 //! Everything here happens under one short lock; the worker ([`super::worker`]) does file work outside it.
-//! There is at most one lease, at most one *pending* transaction (proposed, outcome unknown) and at most one
+//! At most one app is let in, there is at most one *pending* transaction (proposed, outcome unknown) and at most one
 //! *publishing* one (committed; the app is writing its commit frame). While any of them, or an entry in the
-//! queue, is there, no lease is granted. What apps ask of it stands in [`super::gate`], how a committed
-//! transaction becomes visible in [`super::publish`].
+//! queue, is there, no app is let in. What apps ask of it stands in [`super::gate`], what the leader does for the
+//! writers of all nodes in [`super::lessor`], how a committed transaction becomes visible in [`super::publish`].
 
 use super::DbError;
 use super::applier::Wal;
+use super::gate::{Arrived, Held, Waiting};
 use super::incoming::Incoming;
 use super::install::{InstallError, install_into_file, take_over};
+use super::lessor::Air;
 use super::parts::{Large, PartWork, Stager};
 use super::publish::Unpublished;
 use super::side_file::{Contents, Durable, Record, SideFile};
 use super::{checkpoint, scrub};
 use crate::command::{DbId, TransactionHead};
-use crate::core::lease::{LeaseQueue, SessionId};
+use crate::core::head::Head;
+use crate::core::lease::{Lease, LeaseTable, SessionId, Who};
 use crate::core::recovery::{self, Plan};
 use crate::core::rule::CommitRule;
 use crate::leadership::Leadership;
+use crate::node::Node;
 use crate::transfer::Received;
 use bytes::Bytes;
 use quire_raft::LogPosition;
@@ -34,7 +38,6 @@ use quire_vfs::format::transaction::TxnId;
 use quire_vfs::format::wal::frame_offset;
 use quire_vfs::format::wal_index::{self, WalIndex};
 use quire_vfs::format::{FrameNo, PageNo, PageSize};
-use quire_vfs::gate::Grant;
 use quire_vfs::gate::lock::GateLock;
 use quire_vfs::gate::proto::{Outcome, Refusal, WalTarget};
 use quire_vfs::holder::{Holder, IndexLock};
@@ -42,7 +45,7 @@ use std::collections::{BTreeSet, HashMap, VecDeque};
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::AtomicBool;
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError, Weak};
 use std::time::{Duration, Instant};
 use tokio::sync::{mpsc, oneshot, watch};
 use tracing::{error, info, warn};
@@ -66,9 +69,23 @@ pub struct Context {
     pub unstaged: watch::Sender<usize>,
     /// How far the log is on this node's disk, once Raft has started.
     pub flushed: OnceLock<watch::Receiver<u64>>,
+    /// How long a writer may hold the lease without progress while others wait.
+    pub lease_timeout: Duration,
+    /// The node, once it has started.
+    pub node: OnceLock<Weak<Node>>,
 }
 
 impl Context {
+    /// The node, while it runs.
+    pub fn node(&self) -> Option<Arc<Node>> {
+        self.node.get().and_then(Weak::upgrade)
+    }
+
+    /// Whether a node that last did something at this time is up, as far as this leader can tell.
+    pub fn hears(&self, node: u64, since: Instant) -> bool {
+        node == self.node_id || self.leadership.hears(node, since)
+    }
+
     /// Resolves when not too much waits to be staged, for which nothing but the disk is needed: read again from the
     /// log, a large transaction would come faster than it is written.
     pub async fn room(unstaged: watch::Sender<usize>) {
@@ -248,8 +265,20 @@ pub(super) struct State {
     pub consistent_from: u64,
     pub queue: VecDeque<Work>,
     pub running: bool,
-    pub lease: LeaseQueue,
-    pub grants: HashMap<SessionId, oneshot::Sender<Result<Grant, Refusal>>>,
+    /// What the log that was handed over says, ahead of all above.
+    pub head: Head,
+    /// The leader's: who may write, on which node ever.
+    pub lease: LeaseTable,
+    /// The leader's: sessions of other nodes that wait for the lease.
+    pub asked: HashMap<Who, oneshot::Sender<Result<Lease, Refusal>>>,
+    /// The leader's: what it has let through to Raft.
+    pub air: Option<Air>,
+    pub next_ticket: u64,
+    /// Sessions of this node that wait to be let in.
+    pub grants: HashMap<SessionId, Waiting>,
+    pub arrived: Option<Arrived>,
+    /// Who was let in.
+    pub held: Option<Held>,
     pub pending: Option<Pending>,
     pub publishing: Option<Publishing>,
     /// Large transactions that are on their way.
@@ -278,6 +307,24 @@ impl State {
     /// The next piece of work that may be done.
     pub(super) fn take_work(&mut self) -> Option<Work> {
         if self.is_held() { None } else { self.queue.pop_front() }
+    }
+
+    /// The database's last entry is another one: what the log says of it follows from there.
+    pub(super) fn judge_again(&mut self) {
+        let State { head, rule, large, queue, .. } = self;
+        head.moved_to(rule.last(), large.runs(), |head| {
+            for work in queue.iter() {
+                match work {
+                    Work::Entry { position, head: entry, body } => {
+                        let _ = super::lessor::judge(head, *position, entry, body);
+                    }
+                    Work::Part(part) => head.part(&part.candidate(), part.part()),
+                    Work::Void { id, .. } => head.void(*id),
+                    Work::NewTerm(term) => head.new_term(*term),
+                    _ => {}
+                }
+            }
+        });
     }
 
     fn is_held(&self) -> bool {
@@ -331,6 +378,8 @@ pub struct Database {
     pub(super) dropped: AtomicBool,
     /// One checkpoint at a time.
     pub(super) checkpointing: Mutex<()>,
+    /// Places for requests to the leader that wait for the lease there.
+    pub(crate) asking: tokio::sync::Semaphore,
     /// One transfer at a time of a state to this node.
     pub transfers: Arc<tokio::sync::Mutex<()>>,
 }
@@ -364,7 +413,7 @@ pub struct DatabaseStatus {
     pub unfinished_parts: u32,
     /// Entries that wait to be applied here.
     pub queued: usize,
-    /// Writers that wait.
+    /// Writers that wait: on the leader those of all nodes, else those of this node.
     pub waiting: usize,
     /// Why the database is not served, if it isn't.
     pub fenced: Option<String>,
@@ -460,8 +509,14 @@ impl Database {
             consistent_from: served.max(durable.target).max(published),
             queue: VecDeque::new(),
             running: false,
-            lease: LeaseQueue::new(first_token()),
+            head: Head::new(durable.position.index),
+            lease: LeaseTable::new(first_token(), context.lease_timeout),
+            asked: HashMap::new(),
+            air: None,
+            next_ticket: first_token(),
             grants: HashMap::new(),
+            arrived: None,
+            held: None,
             pending: None,
             publishing: None,
             large: Large::default(),
@@ -503,6 +558,7 @@ impl Database {
             progress: watch::Sender::new(index),
             dropped: AtomicBool::new(false),
             checkpointing: Mutex::new(()),
+            asking: tokio::sync::Semaphore::new(crate::forward::MAX_ASKING_FOR_ONE),
             transfers: Arc::default(),
         })
     }
@@ -537,6 +593,32 @@ impl Database {
             state.queue.push_back(work);
         }
         self.wake(&mut state);
+    }
+
+    /// The node, while it runs.
+    pub fn node(&self) -> Option<Arc<Node>> {
+        self.context.node()
+    }
+
+    /// The next entry is the first of a term.
+    pub fn take_term(self: &Arc<Self>, term: u64) {
+        let mut state = self.state();
+        self.judge_term(&mut state, term);
+        state.queue.push_back(Work::NewTerm(term));
+        self.wake(&mut state);
+    }
+
+    /// The next entry says that no more parts of a transaction will come.
+    pub fn take_void(self: &Arc<Self>, index: u64, id: TxnId) {
+        let mut state = self.state();
+        state.head.void(id);
+        state.queue.push_back(Work::Void { index, id });
+        self.wake(&mut state);
+    }
+
+    /// Everything that could contain this transaction has been handed over.
+    pub fn has_concluded(self: &Arc<Self>, id: TxnId) {
+        self.has_come_down(&mut self.state(), id);
     }
 
     /// Starts the worker if there is something for it to do and it isn't at work.
@@ -656,7 +738,7 @@ impl Database {
             wal_kept_by_reader: wal_bytes >= LONG_WAL * self.wal_limit() && self.is_read(),
             unfinished_parts: state.large.parts(),
             queued: state.queue.len() + usize::from(state.running),
-            waiting: state.lease.waiting(),
+            waiting: state.lease.waiting().max(state.grants.len()),
             fenced: state.fenced.clone(),
             transfer: state.transfer,
         }
@@ -780,8 +862,8 @@ fn hold(holder: &Holder) -> Result<(), DbError> {
     Ok(())
 }
 
-/// Tokens of different lives of a node don't meet.
-fn first_token() -> u64 {
+/// Where a life of a node begins to count, be it tokens or sessions: lives don't meet.
+pub(crate) fn first_token() -> u64 {
     let since = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
     since.map_or(0, |since| since.as_micros() as u64)
 }

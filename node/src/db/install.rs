@@ -159,6 +159,7 @@ pub(super) fn take_over(state: &mut State, incoming: &Incoming) {
     state.position = incoming.target.position;
     state.hashes = incoming.hashes.clone();
     state.large.moved_to(incoming.target.position.index);
+    state.judge_again();
     mark(&mut state.dirty, incoming.pages().map(|(page, _)| page));
     state.dirty.extend((old_size + 1..=state.hashes.len()).map(PageNo));
     state.dirty.split_off(&PageNo(state.hashes.len() + 1));

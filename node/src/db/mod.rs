@@ -4,7 +4,8 @@
 //! |---|---|
 //! | [`registry`] | all databases of the node, by id and by name |
 //! | [`database`] | one database: its state, and its queue of entries |
-//! | [`gate`] | who may write it, and what becomes of a transaction |
+//! | [`gate`] | which app here may write it, and what becomes of a transaction |
+//! | [`lessor`] | on the leader: whose turn it is, on all nodes |
 //! | [`publish`] | judges an entry and makes it visible, by its app or by the applier |
 //! | `parts` | the parts of large transactions, staged in files |
 //! | [`worker`] | drains the queue |
@@ -27,6 +28,7 @@ pub mod export;
 pub mod gate;
 pub mod incoming;
 pub mod install;
+pub mod lessor;
 pub mod parts;
 pub mod publish;
 pub mod registry;

@@ -16,6 +16,7 @@
 use super::DbError;
 use super::applier::{Prepared, TakePage, Wal};
 use super::database::{Database, State, Work};
+use super::gate::Route;
 use super::publish::Unpublished;
 use crate::command::PartHead;
 use crate::core::lease::SessionId;
@@ -246,6 +247,9 @@ impl Stager {
     }
 }
 
+/// Tells that a part is in the log and counts, or why not.
+pub type PartAnswer = oneshot::Receiver<Result<(), String>>;
+
 /// A part that an app of this node waits for.
 #[derive(Debug)]
 pub(super) struct Sending {
@@ -267,6 +271,11 @@ pub(super) struct Large {
 }
 
 impl Large {
+    /// The runs, as far as they have been judged.
+    pub(super) fn runs(&self) -> Runs {
+        self.runs
+    }
+
     /// Number of parts in the open run.
     pub(super) fn parts(&self) -> u32 {
         self.runs.open().map_or(0, |run| run.before.parts)
@@ -275,6 +284,18 @@ impl Large {
     /// Whether a part is on its way through Raft.
     pub(super) fn is_sending(&self) -> bool {
         self.sending.is_some()
+    }
+
+    /// Whether a part of this transaction is on its way through Raft.
+    pub(super) fn is_sending_of(&self, id: TxnId) -> bool {
+        self.sending.as_ref().is_some_and(|sending| sending.id == id)
+    }
+
+    /// Everything that could contain the part that is on its way has been dealt with.
+    pub(super) fn conclude(&mut self, id: TxnId) {
+        if self.is_sending_of(id) {
+            self.answer(Err("it is not in the log".into()));
+        }
     }
 
     /// An entry of a new term has committed.
@@ -357,6 +378,17 @@ impl PartWork {
     pub(super) fn index(&self) -> u64 {
         self.index
     }
+
+    /// What the rule asks of it.
+    pub(super) fn candidate(&self) -> Candidate {
+        let PartWork { index, term, part: Part { base, lease_term, .. }, .. } = *self;
+        Candidate { index, term, base, lease_term }
+    }
+
+    /// The part.
+    pub(super) fn part(&self) -> &Part {
+        &self.part
+    }
 }
 
 impl Database {
@@ -381,7 +413,12 @@ impl Database {
             last,
         };
         let slot = self.stager.push(body);
-        self.enqueue(Work::Part(PartWork { index: position.index, term: position.term, part, slot }));
+        let work = PartWork { index: position.index, term: position.term, part, slot };
+        let mut state = self.state();
+        self.judge_part(&mut state, &work.candidate(), &part);
+        state.queue.push_back(Work::Part(work));
+        self.advance(&mut state);
+        self.wake(&mut state);
     }
 
     /// Deals with one committed part, on the worker.
@@ -394,8 +431,7 @@ impl Database {
         let staged = self.stager.get(&work.slot);
         let mut state = self.state();
         let PartWork { index, term, part, .. } = work;
-        let candidate =
-            Candidate { index: *index, term: *term, base: part.base, lease_term: part.lease_term };
+        let candidate = work.candidate();
         // A fenced database doesn't know what its last entry should be. The run is followed nevertheless: it counts
         // if the database is that of the run's base when the last part comes.
         let verdict = match state.rule.judge(&candidate) {
@@ -442,12 +478,13 @@ impl Database {
         token: u64,
         txn: &Transaction<'_>,
         max_bytes: u64,
-    ) -> Result<(PartHead, oneshot::Receiver<Result<(), String>>), String> {
+    ) -> Result<(PartHead, Route, PartAnswer), String> {
         let Piece::Part { sequence } = txn.piece() else {
             return Err("it is no part of a transaction".into());
         };
         let mut state = self.state();
-        let (base, term) = self.may_send(&state, session, token, txn)?;
+        let (lease, route) = self.may_send(&mut state, session, token, txn)?;
+        let (base, term) = (lease.head, lease.term);
         let before = match state.large.runs.open() {
             _ if sequence == 0 => 0,
             Some(run) if run.id == txn.id() && run.before.parts == sequence => run.before.pages,
@@ -457,10 +494,11 @@ impl Database {
         if bytes > max_bytes {
             return Err(format!("its pages take more than {max_bytes} bytes"));
         }
+        self.begin(&mut state, lease, route, txn.id())?;
         let head = PartHead { database: self.id, base, lease_term: term, origin: self.context.node_id };
         let (tx, rx) = oneshot::channel();
         state.large.sending = Some(Sending { id: txn.id(), sequence, term, session, waiter: Some(tx) });
-        Ok((head, rx))
+        Ok((head, route, rx))
     }
 
     /// The part that is on its way was definitely not proposed.

@@ -56,6 +56,7 @@ impl Database {
     /// Takes the next committed transaction, in log order. To be called on a runtime thread: it never waits.
     pub fn take(self: &Arc<Self>, position: LogPosition, head: TransactionHead, body: Bytes) {
         let mut state = self.state();
+        self.judge(&mut state, position, &head, &body);
         let idle = !state.running && state.queue.is_empty() && state.publishing.is_none();
         // A fenced database's entries may have to wait for its repair.
         let idle = idle && state.fenced.is_none();
@@ -78,9 +79,6 @@ impl Database {
                 Ok(None) => self.has_dealt_with(&state, position.index),
                 Err(error) => self.fail(&mut state, position.index, &error),
             }
-            if state.publishing.is_none() && state.queue.is_empty() {
-                self.advance(&mut state);
-            }
         } else {
             if state.hold.is_some_and(|hold| position.index > hold) {
                 state.held_bytes += body.len();
@@ -91,6 +89,8 @@ impl Database {
             }
             state.queue.push_back(Work::Entry { position, head, body });
         }
+        // It may have been what others waited for, here or elsewhere.
+        self.advance(&mut state);
         self.wake(&mut state);
     }
 
@@ -296,6 +296,7 @@ impl Database {
             return false; // The app is gone, or gave up, before it was told.
         }
         self.remember(state, record);
+        self.told(state, pending.session);
         let entry = entry.clone();
         state.publishing = Some(Publishing { session: pending.session, ended: false, record, entry });
         true

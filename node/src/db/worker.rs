@@ -52,6 +52,7 @@ impl Database {
                 if state.pending.as_ref().is_some_and(|p| p.id == id) {
                     refuse(&mut state, "it is not in the log");
                 }
+                state.large.conclude(id);
             }
             Work::Verify { index, files, scrub } => {
                 let mut found = Verification {

@@ -5,15 +5,21 @@
 //! even where it is unknown whether that part is in the log.
 
 use super::session::{Session, SessionError};
-use crate::command::{Command, TRANSACTION_PREFIX};
+use crate::command::TRANSACTION_PREFIX;
 use crate::db::database::Database;
+use crate::db::gate::Route;
+use crate::forward::{self, Fate};
+use crate::peers::{self, PeerRequest};
 use bytes::{Bytes, BytesMut};
-use quire_raft::ProposeError;
 use quire_vfs::format::transaction::{HEADER_SIZE, Piece, TxnId};
 use quire_vfs::gate::proto::{self, COMMIT_PREFIX, Outcome, Response};
 use std::sync::Arc;
+use std::time::Duration;
 use tokio::time::Instant;
 use tracing::{debug, warn};
+
+/// For the leader to be told of a large transaction without an end. Without that, the next one ends it.
+const FORGET: Duration = Duration::from_secs(5);
 
 impl Session {
     /// Takes a Part message to the log.
@@ -35,14 +41,14 @@ impl Session {
             (txn.id(), sequence, database.begin_part(self.id, token, &txn, limits.max_transaction))
         };
         let refused = |why| Ok(Response::Outcome(Outcome::Refused(why)));
-        let (head, mut taken) = match begun {
+        let (head, route, mut taken) = match begun {
             Ok(begun) => begun,
             Err(why) => return refused(why),
         };
         self.unfinished = Some(id);
         const { assert!(COMMIT_PREFIX == TRANSACTION_PREFIX) };
         head.write_over(&mut message);
-        let mut work = Box::pin(self.propose_part(database, id, message.freeze()));
+        let mut work = Box::pin(self.propose_part(database, route, id, message.freeze()));
         let deadline = Instant::now() + limits.commit_deadline;
         let mut working = true;
         let result = loop {
@@ -69,20 +75,21 @@ impl Session {
     fn propose_part(
         &self,
         database: &Arc<Database>,
+        route: Route,
         id: TxnId,
         command: Bytes,
     ) -> impl Future<Output = ()> + use<> {
         let (database, node) = (database.clone(), self.node.clone());
         async move {
-            match node.raft().propose(command).await {
-                Ok(_) => {}
-                Err(ProposeError::Unknown { reason, .. }) => {
-                    // It commits yet, which the database will see, or the leader changes, which it will see, too.
+            match forward::propose(&node, &database, route, id, command).await {
+                Fate::Decided => {}
+                Fate::Unknown(reason) => {
                     warn!(database = database.name, transaction = %id, "fate of a part unknown: {reason}");
+                    forward::conclude(&node, &database, id, Some(route)).await;
                 }
-                Err(error) => {
-                    debug!(database = database.name, transaction = %id, "part not proposed: {error}");
-                    database.abort_part(id, &error.to_string());
+                Fate::NotProposed(why) => {
+                    debug!(database = database.name, transaction = %id, "part not proposed: {why}");
+                    database.abort_part(id, &why);
                 }
             }
         }
@@ -95,8 +102,8 @@ impl Session {
         let Some(transaction) = self.unfinished.take() else { return };
         let (node, database) = (self.node.clone(), database.clone());
         tokio::spawn(async move {
-            let command = Command::Void { database: database.id, transaction };
-            if let Err(error) = node.raft().propose(command.encode()).await {
+            let request = PeerRequest::Void { database: database.id.0, transaction: transaction.0 };
+            if let Err(error) = peers::ask_leader(&node, request, FORGET).await {
                 debug!(database = database.name, %transaction, "its end was not logged: {error}");
             }
         });

@@ -46,7 +46,7 @@ pub fn bind(path: &Path, access: &Access) -> Result<UnixListener, SocketError> {
 /// Serves connections until the node stops.
 pub async fn serve(listener: UnixListener, node: Arc<Node>) {
     let places = Arc::new(Semaphore::new(MAX_SESSIONS));
-    let ids = AtomicU64::new(1);
+    let ids = AtomicU64::new(node.life());
     loop {
         let stream = match listener.accept().await {
             Ok((stream, _)) => stream,

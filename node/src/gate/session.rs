@@ -5,10 +5,10 @@ use super::reads;
 use crate::command::TRANSACTION_PREFIX;
 use crate::core::lease::SessionId;
 use crate::db::database::Database;
-use crate::db::gate::Resolution;
+use crate::db::gate::{Resolution, Route};
+use crate::forward::{self, Fate};
 use crate::node::{Node, OpenError};
 use bytes::{Bytes, BytesMut};
-use quire_raft::ProposeError;
 use quire_vfs::format::FormatError;
 use quire_vfs::format::transaction::{HEADER_SIZE, Piece, TxnId};
 use quire_vfs::gate::proto::{
@@ -28,8 +28,8 @@ use tracing::{debug, warn};
 const HELLO_DEADLINE: Duration = Duration::from_secs(5);
 /// A message that has begun must be complete within this time.
 const MESSAGE_DEADLINE: Duration = Duration::from_secs(30);
-/// One attempt at finding out what became of a transaction.
-const CONCLUDE_ATTEMPT: Duration = Duration::from_secs(10);
+/// How often a session whose time is over looks whether the leader has answered in vain.
+const ANSWER_POLL: Duration = Duration::from_millis(100);
 /// No queueing longer than this, whatever is asked.
 pub(super) const MAX_WAIT: Duration = Duration::from_secs(10);
 
@@ -207,12 +207,16 @@ impl Session {
             return Ok(Response::Refused(Refusal::new(RefusalCode::Full, why)));
         }
         let mut answer = database.acquire(self.id, wait);
-        let deadline = Instant::now() + wait;
+        let mut deadline = Instant::now() + wait;
         let granted = loop {
             tokio::select! {
                 biased;
                 granted = &mut answer => break granted,
-                () = tokio::time::sleep_until(deadline) => database.expire(),
+                () = tokio::time::sleep_until(deadline) => {
+                    database.expire();
+                    // Not over yet only if the leader's answer is on its way.
+                    deadline = Instant::now() + ANSWER_POLL;
+                }
                 message = self.inbox.next() => {
                     // The app may only wait now; the end of the connection frees its place at once.
                     return match message? {
@@ -246,15 +250,15 @@ impl Session {
             }
             database
                 .begin_commit(self.id, token, target, &txn)
-                .map(|(head, outcome)| (txn.id(), head, outcome))
+                .map(|(head, route, outcome)| (txn.id(), head, route, outcome))
         };
-        let (id, head, outcome) = match begun {
+        let (id, head, route, outcome) = match begun {
             Ok(begun) => begun,
             Err(why) => return Ok(Outcome::Refused(why)),
         };
         const { assert!(COMMIT_PREFIX == TRANSACTION_PREFIX) };
         head.write_over(&mut message);
-        let proposal = self.propose(database, id, message.freeze());
+        let proposal = self.propose(database, route, id, message.freeze());
         let deadline = self.node.limits().commit_deadline;
         let outcome = self.outcome(database, id, outcome, deadline, proposal).await;
         if matches!(outcome, Outcome::Committed(_)) {
@@ -267,21 +271,21 @@ impl Session {
     fn propose(
         &self,
         database: &Arc<Database>,
+        route: Route,
         id: TxnId,
         command: Bytes,
     ) -> impl Future<Output = ()> + use<> {
         let (database, node) = (database.clone(), self.node.clone());
         async move {
-            match node.raft().propose(command).await {
-                Ok(_) => {}
-                Err(ProposeError::Unknown { reason, .. }) => {
+            match forward::propose(&node, &database, route, id, command).await {
+                Fate::Decided => {}
+                Fate::Unknown(reason) => {
                     warn!(database = database.name, transaction = %id, "fate of a proposal unknown: {reason}");
-                    // Sent before the barrier, so in the log before it or never.
-                    node.conclude(&database, id, CONCLUDE_ATTEMPT).await;
+                    forward::conclude(&node, &database, id, Some(route)).await;
                 }
-                Err(error) => {
-                    debug!(database = database.name, transaction = %id, "not proposed: {error}");
-                    database.abort_commit(id, &error.to_string());
+                Fate::NotProposed(why) => {
+                    debug!(database = database.name, transaction = %id, "not proposed: {why}");
+                    database.abort_commit(id, &why);
                 }
             }
         }
@@ -309,7 +313,7 @@ impl Session {
                     // It may have been decided in this very moment.
                     break match outcome.try_recv() {
                         Ok(result) => Some(result),
-                        Err(_) => Some(Outcome::Unknown("the commit deadline passed; ask again later".into())),
+                        Err(_) => Some(Outcome::Unknown("the commit deadline passed".into())),
                     };
                 }
             }
@@ -336,7 +340,8 @@ impl Session {
             }
             Resolution::Unproven(outcome) => {
                 let (node, database_too) = (self.node.clone(), database.clone());
-                let conclude = async move { node.conclude(&database_too, id, deadline).await };
+                let route = Some(Route { lessor: node.id(), token: 0 });
+                let conclude = async move { forward::conclude(&node, &database_too, id, route).await };
                 self.outcome(database, id, outcome, deadline, conclude).await
             }
         })

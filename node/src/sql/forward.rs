@@ -10,8 +10,8 @@ use super::request::Kind;
 use bytes::{BufMut, Bytes, BytesMut};
 use std::time::Duration;
 
-/// No JSON begins with this byte.
-pub const MAGIC: u8 = 2;
+/// Neither JSON nor what [`crate::forward`] sends begins with this byte.
+pub const MAGIC: u8 = 0x10;
 
 /// A request for the leader.
 #[derive(Clone, Debug, PartialEq, Eq)]

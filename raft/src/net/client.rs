@@ -21,6 +21,7 @@ use tokio::sync::Semaphore;
 
 use super::codec::{self, CALL_BYTES, Call, StreamKind};
 use super::frame::{self, FrameReader};
+use super::haste::Hurry;
 use super::link::{Lane, Link, Links};
 use super::snapshot;
 use crate::encode::Malformed;
@@ -44,6 +45,7 @@ pub(crate) struct Client {
     bulk: Arc<Link>,
     /// `None` for a client that only sends heartbeats.
     data: Option<Arc<Link>>,
+    hurry: Arc<Hurry>,
     window: usize,
     stall: Duration,
 }
@@ -57,6 +59,7 @@ impl Factory {
             control: link(Lane::Control),
             bulk: link(Lane::Bulk),
             data: data.then(|| link(Lane::Data)),
+            hurry: self.links.haste.of(target),
             window: self.window,
             stall: self.stall,
         }
@@ -164,7 +167,7 @@ impl RaftNetworkV2<C> for Client {
             // Before forwarded requests that share the connection.
             let _ = send.set_priority(1);
             let flight = Arc::new(Flight::new(self.window));
-            let requests = Box::pin(write_requests(input, send, flight.clone()));
+            let requests = Box::pin(write_requests(input, send, flight.clone(), self.hurry.clone()));
             let stall = self.stall;
             let pipe = Pipe { answers, flight, requests: Some(requests), stall, next: None, ended: false };
             let stalled = self.timeout(RPCTypes::AppendEntries, self.stall);
@@ -254,18 +257,23 @@ const RETRY_PAUSE: Duration = Duration::from_millis(100);
 const COMMIT_NEWS: Duration = Duration::from_millis(1);
 
 /// Writes requests until there are no more.
-async fn write_requests<S>(input: S, mut send: quinn::SendStream, flight: Arc<Flight>) -> Result<(), Error>
+async fn write_requests<S>(
+    input: S,
+    mut send: quinn::SendStream,
+    flight: Arc<Flight>,
+    hurry: Arc<Hurry>,
+) -> Result<(), Error>
 where
     S: Stream<Item = AppendEntriesRequest<C>> + OptionalSend + Unpin + 'static,
 {
     let mut input = input.fuse();
     while let Some(req) = input.next().await {
         // After each commit the core tells the followers so. In a steady stream that would double the packets; the
-        // next append says it as well.
+        // next append says it as well, unless somebody waits for it there.
         let mut news = None;
         let mut req = req;
         if req.entries.is_empty()
-            && let Ok(Some(next)) = tokio::time::timeout(COMMIT_NEWS, input.next()).await
+            && let Some(Some(next)) = hurry.unless(tokio::time::timeout(COMMIT_NEWS, input.next())).await
         {
             debug_assert!(next.leader_commit >= req.leader_commit);
             news = Some(std::mem::replace(&mut req, next).prev_log_id);

@@ -14,6 +14,7 @@ use quinn::{Connection, SendStream};
 use super::codec::{self, StreamKind};
 use super::endpoint::Endpoint;
 use super::frame::{self, FrameError, FrameReader};
+use super::haste::Haste;
 use super::tls;
 use crate::{NodeId, RequestError};
 
@@ -47,6 +48,7 @@ pub(crate) struct Links {
     /// Where members are of whom this node knows by a snapshot only, which it has yet to install.
     offered: Mutex<HashMap<NodeId, String>>,
     moved: Arc<Moved>,
+    pub(crate) haste: Haste,
 }
 
 /// A link to one peer, on one lane.
@@ -75,7 +77,7 @@ struct Backoff {
 impl Links {
     pub(crate) fn new(endpoint: Arc<Endpoint>, node: NodeId, connect_timeout: Duration) -> Self {
         let (links, moved, offered) = (Mutex::default(), Arc::default(), Mutex::default());
-        Links { endpoint, node, connect_timeout, links, moved, offered }
+        Links { endpoint, node, connect_timeout, links, moved, offered, haste: Haste::default() }
     }
 
     /// The link to `peer` (`None`: whoever of the cluster answers there) at `addr`.

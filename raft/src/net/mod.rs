@@ -13,6 +13,7 @@ pub(crate) mod client;
 pub(crate) mod codec;
 pub(crate) mod endpoint;
 pub(crate) mod frame;
+pub(crate) mod haste;
 pub(crate) mod link;
 pub(crate) mod server;
 pub(crate) mod snapshot;

@@ -264,9 +264,8 @@ fn leader_paused(scene: &mut Scene) {
     println!("slowest verdict: {:.2} s", app.slowest());
     drop(others);
     scene.check();
-    let verdict = scene.write(&mut app);
-    let leads = scene.leader() == leader;
-    assert!(leads || verdict.starts_with("busy "), "{verdict}");
+    // Whether it leads again or not.
+    scene.must_write(&mut app);
 }
 
 fn no_quorum(scene: &mut Scene) {

@@ -1,6 +1,7 @@
 //! Clusters of real processes and the apps that write through them. One program, as its tests mostly wait: for
 //! elections, for nodes that start, for what has to be caught up.
 
+mod any_node;
 mod backup;
 mod behaviour;
 mod contents;

@@ -74,6 +74,15 @@ impl Piece {
 #[derive(Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct TxnId(pub [u8; 16]);
 
+impl TxnId {
+    /// Reads 32 hexadecimal digits.
+    pub fn parse(text: &str) -> Option<TxnId> {
+        let digits = text.len() == 32 && text.bytes().all(|byte| byte.is_ascii_hexdigit());
+        let number = digits.then(|| u128::from_str_radix(text, 16).ok())??;
+        Some(TxnId(number.to_be_bytes()))
+    }
+}
+
 impl std::fmt::Display for TxnId {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         self.0.iter().try_for_each(|b| write!(f, "{b:02x}"))

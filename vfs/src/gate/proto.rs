@@ -86,7 +86,7 @@ impl Refusal {
 pub enum RefusalCode {
     /// Another writer has the database; try again.
     Busy,
-    /// This node does not lead; the message names the leader.
+    /// This node does not lead. Only between nodes: apps write on any.
     NotLeader,
     /// There is no leader or no quorum now; try again.
     Unavailable,
@@ -110,6 +110,11 @@ impl RefusalCode {
         RefusalCode::NotFound,
         RefusalCode::Fenced,
     ];
+
+    /// The code with this number.
+    pub fn from_byte(code: u8) -> Option<RefusalCode> {
+        RefusalCode::ALL.into_iter().find(|c| *c as u8 == code)
+    }
 }
 
 /// What became of a transaction.

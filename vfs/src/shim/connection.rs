@@ -394,7 +394,9 @@ impl Connection {
                 SQLITE_IOERR_WRITE
             }
             Outcome::Unknown(why) => {
-                let text = format!("outcome of transaction {id} on {name} unknown: {why}");
+                let text = format!(
+                    "outcome of transaction {id} on {name} unknown: {why}; `quire tx {id} --db {name}` tells"
+                );
                 self.log(SQLITE_IOERR_WRITE, &text);
                 SQLITE_IOERR_WRITE
             }
