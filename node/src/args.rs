@@ -353,8 +353,8 @@ pub enum Db {
         long_about = "Make a database of a SQLite file, in whatever journal mode (its WAL, beside it, is read, too) \
         and with whatever page size, or of an SQL script, of any size, also compressed by gzip. All of it becomes one \
         transaction: apps see one switch, and if anything fails nothing is changed. A file that other processes \
-        write meanwhile is read as it is at one moment. Into a database that exists, the pages are converted to its \
-        page size."
+        write meanwhile is read as it is at one moment; one in WAL mode is copied to the temporary directory for that. \
+        Into a database that exists, the pages are converted to its page size."
     )]
     Import {
         /// The file.

@@ -187,7 +187,7 @@ impl Host {
                 });
                 match line {
                     line if line == mark => return error.map_or(Ok(rows), Err),
-                    line if is_log => self.log.push(line),
+                    line if is_log => self.logged(line),
                     line if line.contains("rror") && line.contains(": ") => error = error.or(Some(line)),
                     line => rows.push(line),
                 }
@@ -195,7 +195,7 @@ impl Host {
             }
             let answer: Value = serde_json::from_str(&line).unwrap_or_else(|why| panic!("{why}: {line}"));
             if let Some(line) = answer["log"].as_str() {
-                self.log.push(line.to_owned());
+                self.logged(line.to_owned());
             } else if let Some(why) = answer["error"].as_str() {
                 return Err(why.to_owned());
             } else {
@@ -215,6 +215,14 @@ impl Host {
     pub fn post(&mut self, request: Value) {
         assert_ne!(self.program, Program::Cli, "the shell can't: {request}");
         self.put(&request.to_string());
+    }
+
+    /// Takes a line of SQLite's log; Quire splits its own where they are long.
+    fn logged(&mut self, line: String) {
+        match (line.split_once(") quire: ... "), self.log.last_mut()) {
+            (Some((_, rest)), Some(last)) => *last += &format!(" {rest}"),
+            _ => self.log.push(line),
+        }
     }
 
     /// What Quire logged in this host (`sqlite3_log`); Python's own module can't show it.

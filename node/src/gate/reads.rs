@@ -133,6 +133,10 @@ async fn reach(
         database.caught_up().await;
     });
     let is_late = has_all.await.is_err();
+    if database.is_dropped() {
+        let text = format!("{} was dropped; close it", database.name);
+        return Err(Refusal::new(RefusalCode::NotFound, text));
+    }
     if let Some(why) = database.fenced() {
         let text = format!("{} is fenced on this node: {why}", database.name);
         return Err(Refusal::new(RefusalCode::Fenced, text));

@@ -139,6 +139,7 @@ fn killed_leaders(scene: &mut Scene) {
     for (_, app) in &mut apps {
         app.ask("sql SELECT 1", &["loaded"]);
         app.until(&["done"], PATIENCE);
+        println!("slowest verdict: {:.1} s", app.slowest());
     }
     look_up(scene, &apps, &mut told);
     scene.check();

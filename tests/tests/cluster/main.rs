@@ -10,6 +10,7 @@ mod crash_node;
 mod host_matrix;
 mod hosts;
 mod http;
+mod judges;
 mod large;
 mod membership;
 mod reads;

@@ -6,6 +6,7 @@
 
 mod directories;
 mod disk;
+mod impostor;
 mod socket;
 
 use nix::sys::signal::Signal;
@@ -47,7 +48,7 @@ fn a_node_that_is_dead_or_stopped_hangs_nobody() {
     if !Program::Cli.is_here() {
         return;
     }
-    let mut test = steady(1, &[]);
+    let mut test = steady(1, &["--commit-timeout-ms", "3000"]);
     let path = database(&test, 1, "app");
     let socket = path.with_file_name("quire.sock");
     let mut host = Host::open(Program::Cli, &path);
@@ -61,6 +62,16 @@ fn a_node_that_is_dead_or_stopped_hangs_nobody() {
     assert_locked(&mut host, "BEGIN IMMEDIATE");
     assert!(host.log().contains(socket.to_str().unwrap()), "{}", host.log());
     assert_no_open(&path, socket.to_str().unwrap());
+    // Reads that would have to ask end, too.
+    host.sql("PRAGMA quire_reads = linearizable").unwrap();
+    let unanswered = host.sql("SELECT count(*) FROM t").unwrap_err();
+    assert!(unanswered.contains("disk I/O error"), "{unanswered}");
+    assert!(host.log().contains("no read of app with reads=linearizable"), "{}", host.log());
+    host.sql("PRAGMA quire_reads = local").unwrap();
+    for pragma in ["quire_status", "quire_barrier"] {
+        let unanswered = host.sql(&format!("PRAGMA {pragma}")).unwrap_err();
+        assert!(unanswered.contains("did not answer: deadline passed"), "{pragma}: {unanswered}");
+    }
     test.cluster.node(1).unwrap().signal(Signal::SIGCONT).unwrap();
     write_again(&mut host, "INSERT INTO t VALUES (2)");
 

@@ -7,8 +7,8 @@ use quire_vfs::format::transaction::{Before, Piece, TxnId, encode_head, encode_p
 use quire_vfs::format::wal::Salts;
 use quire_vfs::format::{FrameNo, PageNo, PageSize};
 use quire_vfs::gate::proto::{
-    Hello, MAX_RESPONSE, Outcome, RefusalCode, Request, Response, WalTarget, commit_buffer, finish_commit,
-    finish_part, message_length,
+    Hello, MAX_RESPONSE, Outcome, ReadGoal, RefusalCode, Request, Response, WalTarget, commit_buffer,
+    finish_commit, finish_part, message_length,
 };
 use std::io::{Read, Write};
 use std::os::unix::fs::MetadataExt;
@@ -174,6 +174,8 @@ fn whoever_breaks_the_protocol_harms_only_himself() {
         ("an unknown kind", vec![1, 0, 0, 0, 77]),
         ("a message that is too long", [&9u32.to_le_bytes()[..], &acquire[4..], &[0]].concat()),
         ("a message that is too short", [&5u32.to_le_bytes()[..], &acquire[4..9]].concat()),
+        ("a Read with no goal", [&16u32.to_le_bytes()[..], &[7, 9], &[0; 14]].concat()),
+        ("a Read of an age beyond all", [&16u32.to_le_bytes()[..], &[7, 2], &[0; 6], &[0xff; 8]].concat()),
         ("a Commit without a transaction", [&48u32.to_le_bytes()[..], &[3], &[0; 47]].concat()),
         (
             "a Commit with a broken transaction",
@@ -214,6 +216,16 @@ fn whoever_breaks_the_protocol_harms_only_himself() {
     raw.send(&Request::Acquire { wait_ms: 10_000 }.encode());
     raw.send(&Request::Acquire { wait_ms: 10_000 }.encode());
     assert_eq!(raw.receive(), None, "a message while waiting");
+    let future = Request::Read { goal: ReadGoal::Index(u64::MAX), wait_ms: 100 }.encode();
+    let mut raw = Raw::greeted(directory);
+    raw.send(&future);
+    match raw.receive() {
+        Some(Response::Refused(refusal)) => assert_eq!(refusal.code, RefusalCode::Unavailable, "{refusal}"),
+        other => panic!("{other:?} in answer to a Read of the future"),
+    }
+    raw.send(&Request::Read { goal: ReadGoal::Index(u64::MAX), wait_ms: u32::MAX }.encode());
+    raw.send(&future);
+    assert_eq!(raw.receive(), None, "a message while waiting for a read");
 
     // Another's lease: neither used nor ended.
     for token in [token, token + 1, 0, u64::MAX] {

@@ -33,7 +33,7 @@ const RETRY_PAUSE: Duration = Duration::from_millis(50);
 #[derive(Debug, thiserror::Error)]
 pub enum ClientError {
     /// Nobody answers.
-    #[error("no node answers at {}: {error}; start it with `quire node`, or check the path", path.display())]
+    #[error("{}", unconnected(path, error))]
     Connect {
         /// The socket.
         path: PathBuf,
@@ -67,6 +67,17 @@ pub enum ClientError {
         /// What the kernel said.
         error: io::Error,
     },
+}
+
+fn unconnected(path: &Path, error: &io::Error) -> String {
+    let path = path.display();
+    match error.kind() {
+        io::ErrorKind::PermissionDenied => format!(
+            "this user may not talk to the node at {path}: {error}; run the app as the node's user, or as a member of \
+             the group that its --socket-group names"
+        ),
+        _ => format!("no node answers at {path}: {error}; start it with `quire node`, or check the path"),
+    }
 }
 
 /// A connected socket with deadlines.

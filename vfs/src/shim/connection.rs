@@ -404,10 +404,49 @@ impl Connection {
     }
 }
 
-/// A line in the host's error log.
+/// A line in the host's error log, or more than one: `sqlite3_log` cuts what is longer than some 200 bytes.
 pub fn log(api: &Api, code: c_int, message: &str) {
-    if let Ok(text) = CString::new(format!("quire: {message}").replace('\0', " ")) {
-        // SAFETY: `sqlite3_log` takes a format and its arguments; "%s" with one C string is complete.
-        unsafe { (api.log)(code, c"%s".as_ptr(), text.as_ptr()) };
+    for line in lines(message) {
+        if let Ok(text) = CString::new(line.replace('\0', " ")) {
+            // SAFETY: `sqlite3_log` takes a format and its arguments; "%s" with one C string is complete.
+            unsafe { (api.log)(code, c"%s".as_ptr(), text.as_ptr()) };
+        }
+    }
+}
+
+/// Splits a message between words, so that each line survives SQLite's buffer (`renderLogMsg`).
+fn lines(message: &str) -> Vec<String> {
+    const ROOM: usize = 190;
+    let (mut lines, mut rest, mut lead) = (Vec::new(), message, "quire: ");
+    while rest.len() > ROOM {
+        let mut end = ROOM;
+        while !rest.is_char_boundary(end) {
+            end -= 1;
+        }
+        let end = rest[..end].rfind(' ').filter(|at| *at > 0).unwrap_or(end);
+        let (line, more) = rest.split_at(end);
+        lines.push(format!("{lead}{line}"));
+        (rest, lead) = (more.strip_prefix(' ').unwrap_or(more), "quire: ... ");
+    }
+    lines.push(format!("{lead}{rest}"));
+    lines
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn long_messages_are_split_between_words() {
+        assert_eq!(lines("short"), ["quire: short"]);
+        let long = "word ".repeat(100);
+        let split = lines(long.trim_end());
+        assert!(split.len() == 3 && split.iter().all(|line| line.len() <= 201), "{split:?}");
+        let whole: Vec<_> =
+            split.iter().map(|line| line.trim_start_matches("quire: ").trim_start_matches("... ")).collect();
+        assert_eq!(whole.join(" "), long.trim_end());
+        // Without a place to split at, and through letters of several bytes.
+        let split = lines(&"ä".repeat(300));
+        assert_eq!(split.iter().map(|line| line.matches('ä').count()).sum::<usize>(), 300);
     }
 }
