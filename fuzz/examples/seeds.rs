@@ -66,7 +66,8 @@ fn main() -> std::io::Result<()> {
     let create = Command::CreateDatabase { name: "main".into(), page_size: PageSize::DEFAULT };
     write("entry_decode", "create", &create.encode())?;
     write("entry_decode", "barrier", &Command::Barrier { nonce: 1 }.encode())?;
-    write("entry_decode", "verify", &Command::Verify { files: true, nonce: 2 }.encode())?;
+    write("entry_decode", "verify", &Command::Verify { files: true, scrub: false, nonce: 2 }.encode())?;
+    write("entry_decode", "drop", &Command::DropDatabase { database: DbId(1) }.encode())?;
     write("entry_decode", "one-page", &transaction(small, 1, &[1], 0).encode())?;
     write("entry_decode", "with-fills", &transaction(small, 4, &[2, 3, 4], 2).encode())?;
 

@@ -38,7 +38,10 @@ fuzz_target!(|data: &[u8]| {
             assert_eq!(again, bytes);
             assert_eq!(name::check(name), Ok(()));
         }
-        Command::Barrier { .. } | Command::Verify { .. } | Command::Void { .. } => {
+        Command::Barrier { .. }
+        | Command::Verify { .. }
+        | Command::Void { .. }
+        | Command::DropDatabase { .. } => {
             assert_eq!(again[8..], bytes[8..]);
         }
     }

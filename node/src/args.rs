@@ -167,6 +167,9 @@ pub struct NodeArgs {
     /// Look for damaged pages in the background at this rate, in MiB per second; 0: never [default: 4].
     #[arg(long, env = "QUIRE_SCRUB_RATE_MIB", value_name = "MIB")]
     pub scrub_rate_mib: Option<u64>,
+    /// Threads that serve HTTP [default: half as many as the machine has processors].
+    #[arg(long, env = "QUIRE_HTTP_THREADS", value_name = "N")]
+    pub http_threads: Option<usize>,
     /// Let only users of this file use HTTP, as its JSON says [default: everybody].
     #[arg(long, env = "QUIRE_AUTH", value_name = "FILE")]
     pub auth: Option<PathBuf>,
@@ -210,6 +213,7 @@ impl NodeArgs {
             checkpoint_mib: self.checkpoint_mib.or(file.checkpoint_mib),
             log_retain_mib: self.log_retain_mib.or(file.log_retain_mib),
             scrub_rate_mib: self.scrub_rate_mib.or(file.scrub_rate_mib),
+            http_threads: self.http_threads.or(file.http_threads),
             auth: self.auth.or(file.auth),
             http_cert: self.http_cert.or(file.http_cert),
             http_key: self.http_key.or(file.http_key),
@@ -349,8 +353,8 @@ pub enum Db {
         long_about = "Make a database of a SQLite file, in whatever journal mode (its WAL, beside it, is read, too) \
         and with whatever page size, or of an SQL script, of any size, also compressed by gzip. All of it becomes one \
         transaction: apps see one switch, and if anything fails nothing is changed. A file that other processes \
-        write meanwhile is read as it is at one moment. Into a database that exists, the pages are converted to its \
-        page size."
+        write meanwhile is read as it is at one moment; one in WAL mode is copied to the temporary directory for that. \
+        Into a database that exists, the pages are converted to its page size."
     )]
     Import {
         /// The file.

@@ -49,6 +49,8 @@ pub struct Config {
     pub lease_timeout: Duration,
     /// Bytes that are scrubbed in a second; 0: none.
     pub scrub_bytes_per_second: u64,
+    /// Threads that serve HTTP.
+    pub http_threads: usize,
     /// Who may use HTTP.
     pub auth: Option<PathBuf>,
     /// Certificate and key for HTTPS.
@@ -175,6 +177,11 @@ impl Config {
         if !(1..=32_768).contains(&part_kib) {
             return bad("--part-kib", format!("{part_kib} is not from 1 to 32768"));
         }
+        let processors = std::thread::available_parallelism().map_or(2, std::num::NonZero::get);
+        let http_threads = args.http_threads.unwrap_or(processors.div_ceil(2));
+        if !(1..=1024).contains(&http_threads) {
+            return bad("--http-threads", format!("{http_threads} is not from 1 to 1024"));
+        }
         let https = match (args.http_cert, args.http_key) {
             (Some(cert), Some(key)) => Some((cert, key)),
             (None, None) => None,
@@ -202,6 +209,7 @@ impl Config {
             lease_timeout: Duration::from_millis(lease_timeout),
             log_retain_bytes: log_retain_mib << 20,
             scrub_bytes_per_second: scrub_rate_mib << 20,
+            http_threads,
             auth: args.auth,
             https,
             foreign_keys: args.foreign_keys,

@@ -354,10 +354,12 @@ pub async fn acquire(database: Arc<Database>, session: SessionId, ticket: u64, d
             Asked::Elsewhere(refusal) => refusal,
         };
         let now = node.raft_status();
-        let Some(leader) = now.leader.filter(|&leader| leader != node.id()) else {
-            let why = match refusal.code {
-                RefusalCode::NotLeader => no_leader("there is no leader at present; try again"),
-                _ => refusal,
+        let removed = node.leadership().removed();
+        let Some(leader) = now.leader.filter(|&leader| leader != node.id() && removed.is_none()) else {
+            let why = match (removed, refusal.code) {
+                (Some(why), _) => no_leader(&why),
+                (None, RefusalCode::NotLeader) => no_leader("there is no leader at present; try again"),
+                (None, _) => refusal,
             };
             database.has_not(session, ticket, why);
             // Whatever changes next may be what is waited for.

@@ -16,10 +16,11 @@ use std::io;
 use std::sync::{Arc, Mutex, MutexGuard};
 
 use bytes::Bytes;
-use futures_util::{Stream, StreamExt};
+use futures_util::{Stream, StreamExt, stream};
 use openraft::storage::{EntryResponder, RaftSnapshotBuilder, RaftStateMachine};
 use openraft::{EntryPayload, OptionalSend};
 
+use crate::log::LogStore;
 use crate::types::{C, HandedOver, LogId, Snapshot, SnapshotMeta, StoredMembership, log_id, position};
 use crate::{AppliedState, Committed, LogPosition, Payload, StateMachine, encode};
 
@@ -66,6 +67,24 @@ impl Machine {
         let last_membership = state.membership.map(encode::read_membership).transpose()?.unwrap_or_default();
         let meta = SnapshotMeta { last_log_id: Some(log_id(at)), last_membership };
         Ok(Some(Snapshot { meta, snapshot }))
+    }
+
+    /// Hands over what is committed and was not applied, some megabytes at a time. openraft would do so itself, 64
+    /// entries at once, whatever their size.
+    pub(crate) async fn replay(&mut self, log: &LogStore) -> io::Result<()> {
+        let Some(committed) = log.committed() else { return Ok(()) };
+        let mut next = self.inner().applied.map_or(0, |at| at.index + 1);
+        while next <= committed.index {
+            let entries = log.read_some(next, committed.index + 1).await?;
+            let (Some(first), Some(last)) = (entries.first(), entries.last()) else { break };
+            // What is missing is for openraft to name.
+            if first.log_id.index() != next {
+                break;
+            }
+            next = last.log_id.index() + 1;
+            self.apply(stream::iter(entries.into_iter().map(|entry| Ok((entry, None))))).await?;
+        }
+        Ok(())
     }
 
     fn hand_over(&self, batch: Vec<Committed>) -> io::Result<()> {

@@ -161,7 +161,9 @@ impl Raft {
         check_applied(&applied, &log)?;
         let target = machine.clone();
         let given_up = recover::given_up(&config.dir, &log)?;
-        let machine = Machine::new(machine, applied).map_err(|e| StartError::StateMachine(e.to_string()))?;
+        let bad_machine = |e: std::io::Error| StartError::StateMachine(e.to_string());
+        let mut machine = Machine::new(machine, applied).map_err(bad_machine)?;
+        machine.replay(&log).await.map_err(bad_machine)?;
         let known_term = log.term();
         let endpoint = Arc::new(endpoint::bind(&config).await?);
         let limits = &config.limits;

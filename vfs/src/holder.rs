@@ -68,6 +68,8 @@ pub enum IndexLock {
     Recover,
     /// The reader slots 1 to 4, which a restart of the WAL needs to be free.
     Readers,
+    /// Those and slot 0, whose readers read the file alone: what a checkpoint needs to be free.
+    AllReaders,
 }
 
 impl IndexLock {
@@ -77,6 +79,7 @@ impl IndexLock {
             IndexLock::Checkpoint => (WAL_CKPT_LOCK, 1),
             IndexLock::Recover => (WAL_RECOVER_LOCK, 1),
             IndexLock::Readers => (WAL_READ_LOCK0 + 1, 4),
+            IndexLock::AllReaders => (WAL_READ_LOCK0, 5),
         }
     }
 
@@ -85,7 +88,7 @@ impl IndexLock {
             IndexLock::Write => "WRITE",
             IndexLock::Checkpoint => "CKPT",
             IndexLock::Recover => "RECOVER",
-            IndexLock::Readers => "READ",
+            IndexLock::Readers | IndexLock::AllReaders => "READ",
         }
     }
 }

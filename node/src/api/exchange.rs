@@ -5,14 +5,11 @@ use crate::node::Node;
 use axum::Router;
 use axum::extract::State;
 use axum::routing::{get, post};
-use quire_vfs::gate::proto::RefusalCode;
 use std::path::PathBuf;
 use std::sync::Arc;
 use tokio::sync::Semaphore;
 use tracing::error;
 
-/// The path that takes databases.
-pub(super) const LOAD: &str = "/db/load";
 /// Backups that a node sends at once.
 const MAX_BACKUPS: usize = 8;
 /// Loads that it takes at once.
@@ -44,7 +41,7 @@ pub(super) fn router<S>(node: Arc<Node>) -> Router<S> {
     };
     Router::new()
         .route("/db/backup", get(backup::backup))
-        .route(LOAD, post(load::load))
+        .route("/db/load", post(load::load))
         .route("/db/list", get(databases::list))
         .route("/db/create", post(databases::create))
         .route("/db/drop", post(databases::drop))
@@ -56,18 +53,4 @@ pub(super) fn database_name(params: &Params) -> Result<String, String> {
     let name = params.get("db").unwrap_or("main");
     crate::name::check(name).map_err(|why| why.to_string())?;
     Ok(name.to_owned())
-}
-
-/// Where writes are to be sent instead, while nodes serve writers only if they lead: the leader's HTTP address.
-/// `Ok(None)`: this node serves them.
-pub(super) fn write_elsewhere(node: &Node) -> Result<Option<String>, String> {
-    match node.leadership().leading() {
-        Ok(_) => Ok(None),
-        Err(refusal) if refusal.code == RefusalCode::NotLeader => {
-            let status = node.raft_status();
-            let leader = status.leader.and_then(|id| status.peers.get(&id));
-            leader.map(|peer| Some(peer.http_addr.clone())).ok_or(refusal.message)
-        }
-        Err(refusal) => Err(refusal.message),
-    }
 }

@@ -1,12 +1,12 @@
 //! `POST /db/load`: a SQLite file, or an SQL script, of any size becomes the content of a database, in one transaction.
-//! It may come compressed by gzip. What it is, is told by its beginning.
+//! Any node takes it. It may come compressed by gzip. What it is, is told by its beginning.
 //!
 //! | parameter | meaning |
 //! |---|---|
 //! | `db=NAME` | the database, created if it doesn't exist; default `main` |
 //! | `replace` | a script, too, replaces what is there; else it is run on that. A file always replaces |
 //! | `noreplace` | 409 if the database has any content |
-//! | `redirect` | accepted; a node that can't write always answers 307 and where |
+//! | `redirect` | accepted; there is nowhere to go, as any node writes |
 //!
 //! The answer is `{"database", "kind", "bytes", "pages", "index"}`, once the transaction is committed. Whatever fails
 //! before changes nothing. `Expect: 100-continue` spares a client to send what is refused anyway.
@@ -16,8 +16,8 @@ use super::{Params, body, error};
 use crate::load::{self, Kind, LoadError, Staged, Upload};
 use crate::node::OpenError;
 use axum::extract::{Request, State};
-use axum::http::{StatusCode, Uri, header};
-use axum::response::{IntoResponse, Response};
+use axum::http::{StatusCode, header};
+use axum::response::Response;
 use futures_util::StreamExt as _;
 use serde_json::{Value, json};
 use std::sync::Arc;
@@ -75,10 +75,9 @@ pub(super) async fn load(State(exchange): ExchangeState, params: Params, request
         Ok(name) => name,
         Err(why) => return error(StatusCode::BAD_REQUEST, &why),
     };
-    match exchange::write_elsewhere(&exchange.node) {
-        Ok(None) => {}
-        Ok(Some(leader)) => return redirect(&leader, request.uri()),
-        Err(why) => return error(StatusCode::SERVICE_UNAVAILABLE, &why),
+    // What can't be written is not to be sent first.
+    if exchange.node.raft_status().leader.is_none() {
+        return error(StatusCode::SERVICE_UNAVAILABLE, "leader not found");
     }
     let Ok(_place) = exchange.loads.clone().try_acquire_owned() else {
         return error(
@@ -93,14 +92,6 @@ pub(super) async fn load(State(exchange): ExchangeState, params: Params, request
             error(code, &why)
         }
     }
-}
-
-fn redirect(leader: &str, uri: &Uri) -> Response {
-    let path = uri.path_and_query().map_or(exchange::LOAD, |path| path.as_str());
-    let why = format!("this node does not write; the leader does, at {leader}");
-    // 307 and not 301, with which clients would turn a POST into a GET.
-    let answer = error(StatusCode::TEMPORARY_REDIRECT, &why);
-    ([(header::LOCATION, format!("http://{leader}{path}"))], answer).into_response()
 }
 
 async fn take(

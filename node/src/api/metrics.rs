@@ -63,14 +63,14 @@ fn one(name: &'static str, help: &'static str, kind: &'static str, value: f64) -
     Family { name, help, kind, samples: vec![("", String::new(), value)] }
 }
 
-fn histogram<const N: usize>(name: &'static str, help: &'static str, unit: f64, of: &Histogram<N>) -> Family {
+fn histogram<const N: usize>(name: &'static str, help: &'static str, per: f64, of: &Histogram<N>) -> Family {
     let (buckets, count, sum) = of.snapshot();
     let mut samples: Vec<_> = buckets
         .into_iter()
-        .map(|(bound, n)| ("_bucket", format!("le=\"{}\"", bound as f64 * unit), n as f64))
+        .map(|(bound, n)| ("_bucket", format!("le=\"{}\"", bound as f64 / per), n as f64))
         .collect();
     samples.push(("_bucket", "le=\"+Inf\"".into(), count as f64));
-    samples.push(("_sum", String::new(), sum as f64 * unit));
+    samples.push(("_sum", String::new(), sum as f64 / per));
     samples.push(("_count", String::new(), count as f64));
     Family { name, help, kind: "histogram", samples }
 }
@@ -168,7 +168,7 @@ fn collect(node: &Node) -> Vec<Family> {
         all.push(histogram(
             "quire_http_commit_seconds",
             "Transactions of the HTTP API, from the first statement to the outcome.",
-            1e-6,
+            1e6,
             &stats.commit_micros,
         ));
         all.push(histogram(
@@ -214,7 +214,7 @@ mod tests {
         let text = render(&[
             one("a_total", "What it is.", "counter", 7.0),
             histogram("b", "How many.", 1.0, &stats.batch),
-            histogram("c_seconds", "How long.", 1e-6, &stats.commit_micros),
+            histogram("c_seconds", "How long.", 1e6, &stats.commit_micros),
         ]);
         assert!(
             text.starts_with("# HELP a_total What it is.\n# TYPE a_total counter\na_total 7\n"),

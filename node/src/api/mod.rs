@@ -4,6 +4,7 @@
 //! | path | method | answer |
 //! |---|---|---|
 //! | `/db/execute`, `/db/query`, `/db/request` | | SQL, see [`sql`] |
+//! | `/tx` | | transactions over several requests, see [`tx`] |
 //! | `/readyz` | GET | 200 or 503, lines such as `[+]leader ok`; `noleader` leaves the leader out |
 //! | `/status` | GET | JSON; `key=a.b` selects, `pretty` indents |
 //! | `/nodes` | GET | JSON map by id, `ver=2` a list; `nonvoters`, `timeout=5s` |
@@ -32,6 +33,7 @@ pub mod server;
 mod sink;
 pub mod sql;
 pub mod status;
+pub mod tx;
 pub mod verify;
 
 use crate::node::Node;
@@ -57,6 +59,8 @@ pub fn router(node: Arc<Node>, auth: Option<Arc<Auth>>) -> Router {
         .route("/db/execute", post(sql::execute))
         .route("/db/query", get(sql::query).post(sql::query))
         .route("/db/request", post(sql::request))
+        .route("/tx", post(tx::begin))
+        .route("/tx/{id}/{what}", post(tx::go_on))
         .route("/readyz", get(status::readyz))
         .route("/status", get(status::status))
         .route("/nodes", get(status::nodes))
@@ -85,7 +89,7 @@ async fn common(State(auth): State<Option<Arc<Auth>>>, request: Request, next: N
     {
         // No body, as rqlite has it.
         (StatusCode::UNAUTHORIZED, [(header::WWW_AUTHENTICATE, "Basic realm=\"quire\"")]).into_response()
-    } else if request.uri().path().starts_with("/db/") {
+    } else if request.uri().path().starts_with("/db/") || request.uri().path().starts_with("/tx") {
         // These have deadlines of their own; a write must not be given up while its outcome is open.
         next.run(request).await
     } else {

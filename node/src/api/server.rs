@@ -6,6 +6,7 @@ use super::auth::Auth;
 use axum::Router;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::service::TowerToHyperService;
+use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use rustls::ServerConfig;
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
@@ -19,7 +20,7 @@ use tokio::sync::Semaphore;
 use tokio_rustls::TlsAcceptor;
 use tracing::{debug, info, warn};
 
-/// Connections at the same time.
+/// Connections at the same time, at most.
 const MAX_CONNECTIONS: usize = 8192;
 /// A TLS handshake must be over within this time.
 const HANDSHAKE: Duration = Duration::from_secs(10);
@@ -76,9 +77,23 @@ fn read(cert: &Path, key: &Path) -> Result<Arc<ServerConfig>, TlsError> {
     Ok(Arc::new(config))
 }
 
+/// How many connections there may be, so that files can still be opened for what matters more: the log, databases,
+/// other nodes. Raises the soft limit on open files as far as it goes.
+fn connection_limit() -> usize {
+    const WANTED: u64 = 65_536;
+    const OTHERS: u64 = 512;
+    let Ok((soft, hard)) = getrlimit(Resource::RLIMIT_NOFILE) else { return 256 };
+    let raised = hard.min(WANTED).max(soft);
+    let files = if setrlimit(Resource::RLIMIT_NOFILE, raised, hard).is_ok() { raised } else { soft };
+    // At most half of what is left: a reader or a writer may need files for its request.
+    let connections = files.saturating_sub(OTHERS) / 2;
+    usize::try_from(connections).unwrap_or(MAX_CONNECTIONS).clamp(64, MAX_CONNECTIONS)
+}
+
 /// Serves until the runtime ends.
 pub async fn serve(listener: TcpListener, router: Router, tls: Option<Arc<Tls>>) {
-    let places = Arc::new(Semaphore::new(MAX_CONNECTIONS));
+    let limit = connection_limit();
+    let places = Arc::new(Semaphore::new(limit));
     loop {
         let stream = match listener.accept().await {
             Ok((stream, _)) => stream,
@@ -89,7 +104,7 @@ pub async fn serve(listener: TcpListener, router: Router, tls: Option<Arc<Tls>>)
             }
         };
         let Ok(place) = places.clone().try_acquire_owned() else {
-            debug!("more than {MAX_CONNECTIONS} HTTP connections; one refused");
+            debug!("more than {limit} HTTP connections; one refused");
             continue;
         };
         let _ = stream.set_nodelay(true);
@@ -118,6 +133,9 @@ async fn connection(stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static
 
 /// Reads the files again when they change.
 pub async fn watch(auth: Option<Arc<Auth>>, tls: Option<Arc<Tls>>) {
+    if auth.is_none() && tls.is_none() {
+        return;
+    }
     let Ok(mut hangup) = signal(SignalKind::hangup()) else { return };
     let files: Vec<PathBuf> = auth
         .iter()

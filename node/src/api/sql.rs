@@ -7,7 +7,7 @@ use crate::sql::request::Kind;
 use crate::sql::service::{Call, Reply, Served};
 use axum::body::{Body, Bytes};
 use axum::extract::{Request, State};
-use axum::http::{HeaderValue, Method, StatusCode, header};
+use axum::http::{HeaderMap, HeaderValue, Method, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use futures_util::StreamExt;
 use std::time::Duration;
@@ -54,14 +54,10 @@ async fn serve(State(node): NodeState, kind: Kind, request: Request) -> Response
             }
         }
     } else {
-        let kind = parts.headers.get(header::CONTENT_TYPE).and_then(|value| value.to_str().ok());
-        let text = kind.is_some_and(|kind| kind.trim_start().to_ascii_lowercase().starts_with("text/plain"));
-        let declared =
-            parts.headers.get(header::CONTENT_LENGTH).and_then(|value| value.to_str().ok()?.parse().ok());
-        match tokio::time::timeout(BODY_DEADLINE, receive(body, declared.unwrap_or(0), &mut room)).await {
-            Ok(Ok(body)) => (text, body),
-            Ok(Err(response)) => return response,
-            Err(_) => return failed(StatusCode::REQUEST_TIMEOUT, "the body took too long", false),
+        let text = is_text(&parts.headers);
+        match read_body(&parts.headers, body, &mut room).await {
+            Ok(body) => (text, body),
+            Err(response) => return response,
         }
     };
     let path = parts.uri.path().to_owned();
@@ -75,12 +71,26 @@ async fn serve(State(node): NodeState, kind: Kind, request: Request) -> Response
     response
 }
 
+/// Whether a body is SQL as it is.
+pub(super) fn is_text(headers: &HeaderMap) -> bool {
+    let kind = headers.get(header::CONTENT_TYPE).and_then(|value| value.to_str().ok());
+    kind.is_some_and(|kind| kind.trim_start().to_ascii_lowercase().starts_with("text/plain"))
+}
+
+/// What a body takes of the room for all bodies, until it is dropped.
+pub(super) type Room = Option<tokio::sync::SemaphorePermit<'static>>;
+
+/// Receives a body, in time.
+pub(super) async fn read_body(headers: &HeaderMap, body: Body, room: &mut Room) -> Result<Bytes, Response> {
+    let declared = headers.get(header::CONTENT_LENGTH).and_then(|value| value.to_str().ok()?.parse().ok());
+    match tokio::time::timeout(BODY_DEADLINE, receive(body, declared.unwrap_or(0), room)).await {
+        Ok(received) => received,
+        Err(_) => Err(failed(StatusCode::REQUEST_TIMEOUT, "the body took too long", false)),
+    }
+}
+
 /// Receives a body, within a bound for it and one for all.
-async fn receive(
-    body: Body,
-    declared: usize,
-    room: &mut Option<tokio::sync::SemaphorePermit<'static>>,
-) -> Result<Bytes, Response> {
+async fn receive(body: Body, declared: usize, room: &mut Room) -> Result<Bytes, Response> {
     let too_large = || {
         let message = format!("the body exceeds {} MiB; load large databases with /db/load", MAX_BODY >> 20);
         failed(StatusCode::PAYLOAD_TOO_LARGE, &message, false)
@@ -127,7 +137,7 @@ fn failed(status: StatusCode, message: &str, retry: bool) -> Response {
     response
 }
 
-fn respond(reply: Reply, scheme: &str, path: &str, query: &str) -> Response {
+pub(super) fn respond(reply: Reply, scheme: &str, path: &str, query: &str) -> Response {
     const JSON: [(header::HeaderName, &str); 1] = [(header::CONTENT_TYPE, "application/json; charset=utf-8")];
     match reply {
         Reply::Results(body) => (JSON, body).into_response(),

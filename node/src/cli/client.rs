@@ -22,8 +22,6 @@ const CHANGE_TIMEOUT: Duration = Duration::from_secs(45);
 const SILENCE: Duration = Duration::from_secs(90);
 /// How long it may take to check and commit one that it has taken.
 const LOAD_TIMEOUT: Duration = Duration::from_secs(6 * 3600);
-/// How often a node may send on to another one.
-const MAX_REDIRECTS: u32 = 4;
 
 /// A client of one node.
 #[derive(Clone, Debug)]
@@ -126,26 +124,15 @@ impl Client {
         if response.status().is_success() { Ok(response) } else { Err(self.refusal(response)) }
     }
 
-    /// POST of a body of any size; goes where the node says. The answer may be long in coming.
+    /// POST of a body of any size. The answer may be long in coming.
     pub fn upload(&self, path: &str, body: &mut dyn Read, length: u64) -> anyhow::Result<Value> {
-        let mut url = self.url(path);
-        for _ in 0..MAX_REDIRECTS {
-            let request = self.authorize(self.agent.post(&url)).header("content-length", length);
-            // What is refused, or sent elsewhere, is so before the body is on its way.
-            let request = request.header("expect", "100-continue");
-            let config = request.config().timeout_global(None).timeout_per_write(Some(SILENCE));
-            let config =
-                config.timeout_await_100(Some(CHANGE_TIMEOUT)).timeout_recv_response(Some(LOAD_TIMEOUT));
-            let request = config.max_redirects(0).build();
-            let response = request.send(SendBody::from_reader(&mut *body));
-            let response = response.with_context(|| format!("sending to {url}"))?;
-            if response.status().as_u16() != 307 {
-                return self.read(Ok(response));
-            }
-            let location = response.headers().get("location").and_then(|at| at.to_str().ok());
-            url = location.context("a node sends on to nowhere")?.to_owned();
-        }
-        bail!("{}: the nodes don't agree who leads; try again", self.base)
+        let url = self.url(path);
+        let request = self.authorize(self.agent.post(&url)).header("content-length", length);
+        // What is refused is so before the body is on its way.
+        let config = request.header("expect", "100-continue").config();
+        let config = config.timeout_global(None).timeout_per_write(Some(SILENCE));
+        let config = config.timeout_await_100(Some(CHANGE_TIMEOUT)).timeout_recv_response(Some(LOAD_TIMEOUT));
+        self.read(config.build().send(SendBody::from_reader(body)))
     }
 
     /// The text of a path, whatever its status.

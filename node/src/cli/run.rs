@@ -45,7 +45,11 @@ pub fn node(args: NodeArgs) -> anyhow::Result<ExitCode> {
     // Two runtimes, so that no flood of HTTP requests can keep a heartbeat waiting. Raft and the gate have one
     // thread: what a commit hands from task to task then needs no wake-up (docs/decisions/0010).
     let raft = Builder::new_current_thread().enable_all().build()?;
-    let http = Builder::new_multi_thread().worker_threads(2).thread_name(HTTP_THREAD).enable_all().build()?;
+    let http = Builder::new_multi_thread()
+        .worker_threads(config.http_threads)
+        .thread_name(HTTP_THREAD)
+        .enable_all()
+        .build()?;
     let auth = config.auth.as_deref().map(Auth::load).transpose()?.map(Arc::new);
     let tls = config.https.as_ref().map(|(cert, key)| Tls::load(cert, key)).transpose()?.map(Arc::new);
     let code = raft.block_on(async {

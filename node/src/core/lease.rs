@@ -9,10 +9,11 @@
 //!   A lease names its *head*, the database's last entry then; its writer begins once it has that.
 //! - A holder *gives way* when others wait and it has shown no progress for a while; sooner, if its node is dead.
 //!   Its transaction, if it sends it after all, is refused for its token.
-//! - A writer that gives the lease back unused because its snapshot was old *lingers*: for a short while it
-//!   is served before the others, so that its next try, with a fresh snapshot, succeeds.
 //! - SQLite asks in short attempts with pauses. A writer whose attempt ended keeps its *seat*: if it comes back
 //!   soon, it stands where it stood.
+//! - A writer that waited has an old snapshot, if others have written meanwhile. It gives the lease back unused, pauses,
+//!   and tries again; it would find the same again. So it *lingers*: nobody else is served until it is back. SQLite's
+//!   pauses grow with each attempt, and so does the time that it is waited for.
 //! - Messages may be lost, doubled or overtaken. A session has at most one place, and a new *ticket* for each
 //!   attempt. The same ticket again gets the same lease again; another ticket from the holder says that its lease
 //!   has come to an end.
@@ -23,8 +24,15 @@ use std::time::{Duration, Instant};
 /// A connection to a gate; unique on its node across the node's lives.
 pub type SessionId = u64;
 
-/// How long a writer whose snapshot was old is waited for.
-pub const LINGER: Duration = Duration::from_millis(10);
+/// How long a writer whose snapshot was old is waited for, by the number of attempts that were in vain: SQLite's pauses
+/// (`sqliteDefaultBusyCallback`), and some time to come back.
+const LINGER_MS: [u64; 13] = [10, 12, 15, 20, 25, 30, 35, 35, 35, 60, 60, 110, 150];
+
+fn linger(attempts: u32) -> Duration {
+    let ms = LINGER_MS.get(attempts as usize).or(LINGER_MS.last());
+    Duration::from_millis(ms.copied().unwrap_or_default())
+}
+
 /// How long a writer that is told BUSY keeps its seat: longer than SQLite's busy handler pauses, also on a machine that
 /// has much to do. Else those who were just served would be back first, again and again.
 const SEAT: Duration = Duration::from_secs(2);
@@ -87,6 +95,8 @@ struct Waiter {
     deadline: Instant,
     /// Its place: who came first is served first.
     place: u64,
+    /// Attempts before this one.
+    attempts: u32,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -94,6 +104,8 @@ struct Holder {
     who: Who,
     ticket: u64,
     lease: Lease,
+    place: u64,
+    attempts: u32,
     /// When it last showed that it goes on.
     progress: Instant,
 }
@@ -103,6 +115,7 @@ struct Holder {
 struct Seat {
     who: Who,
     place: u64,
+    attempts: u32,
     until: Instant,
 }
 
@@ -117,7 +130,8 @@ pub struct LeaseTable {
     /// By their places.
     waiters: VecDeque<Waiter>,
     seats: VecDeque<Seat>,
-    linger: Option<(Who, Instant)>,
+    /// The seat of a writer that the others wait for.
+    linger: Option<Seat>,
 }
 
 impl LeaseTable {
@@ -174,28 +188,43 @@ impl LeaseTable {
             return Err("too many writers wait for it");
         }
         let seat = self.seats.iter().position(|seat| seat.who == who).and_then(|n| self.seats.remove(n));
-        let place = match seat.filter(|seat| seat.until > now) {
-            Some(seat) => seat.place,
+        let seat = self.linger.filter(|seat| seat.who == who).or(seat.filter(|seat| seat.until > now));
+        let (place, attempts) = match seat {
+            Some(seat) => (seat.place, seat.attempts),
             None => {
                 self.next_place += 1;
-                self.next_place
+                (self.next_place, 0)
             }
         };
         let at = self.waiters.partition_point(|waiter| waiter.place < place);
-        self.waiters.insert(at, Waiter { who, ticket, deadline, place });
+        self.waiters.insert(at, Waiter { who, ticket, deadline, place, attempts });
         Ok(None)
     }
 
-    /// A lease comes back. False if it isn't the one that is out.
-    pub fn release(&mut self, token: u64, linger: bool, now: Instant) -> bool {
+    /// A writer went away in vain: its seat is kept.
+    fn keep(&mut self, seat: Seat) {
+        if self.seats.len() == MAX_WAITING {
+            self.seats.pop_front();
+        }
+        self.seats.push_back(seat);
+    }
+
+    /// A lease comes back; with `lingers`, because its writer's snapshot was old. False if it isn't the one that is out.
+    pub fn release(&mut self, token: u64, lingers: bool, now: Instant) -> bool {
         match self.holder {
-            Some(holder) if holder.lease.token == token => {
+            Some(Holder { who, lease, place, attempts, .. }) if lease.token == token => {
                 self.holder = None;
-                self.linger = linger.then_some((holder.who, now + LINGER));
+                let until = now + linger(attempts);
+                self.linger = lingers.then_some(Seat { who, place, attempts: attempts + 1, until });
                 true
             }
             _ => false,
         }
+    }
+
+    /// Until when a writer is waited for, if one is.
+    pub fn lingers_until(&self) -> Option<Instant> {
+        self.linger.map(|seat| seat.until)
     }
 
     /// The holder does something.
@@ -208,7 +237,7 @@ impl LeaseTable {
     /// Forgets all writers of whom this is true, their leases and their places; returns who waited of them.
     pub fn forget(&mut self, gone: impl Fn(Who) -> bool) -> Vec<Who> {
         self.holder = self.holder.filter(|holder| !gone(holder.who));
-        self.linger = self.linger.filter(|(who, _)| !gone(*who));
+        self.linger = self.linger.filter(|seat| !gone(seat.who));
         self.seats.retain(|seat| !gone(seat.who));
         let waited = self.waiters.iter().map(|waiter| waiter.who).filter(|who| gone(*who)).collect();
         self.waiters.retain(|waiter| !gone(waiter.who));
@@ -230,20 +259,19 @@ impl LeaseTable {
         alive: impl Fn(u64, Instant) -> bool,
     ) -> Vec<Action> {
         let mut actions = Vec::new();
-        let seats = &mut self.seats;
-        seats.retain(|seat| seat.until > now);
-        self.waiters.retain(|waiter| {
-            let lives = waiter.deadline > now;
-            if !lives {
-                actions.push(Action::Expire(waiter.who));
-                if seats.len() == MAX_WAITING {
-                    seats.pop_front();
-                }
-                seats.push_back(Seat { who: waiter.who, place: waiter.place, until: now + SEAT });
+        self.seats.retain(|seat| seat.until > now);
+        let over: Vec<_> = self.waiters.iter().filter(|waiter| waiter.deadline <= now).copied().collect();
+        for Waiter { who, place, attempts, .. } in over {
+            actions.push(Action::Expire(who));
+            self.keep(Seat { who, place, attempts: attempts + 1, until: now + SEAT });
+        }
+        self.waiters.retain(|waiter| waiter.deadline > now);
+        if let Some(seat) = self.linger.take_if(|seat| seat.until <= now) {
+            // It came too late, if it does; or waits already, for somebody else was let in.
+            if self.waiters.iter().all(|waiter| waiter.who != seat.who) {
+                self.keep(Seat { until: now + SEAT, ..seat });
             }
-            lives
-        });
-        self.linger = self.linger.filter(|(_, until)| *until > now);
+        }
         let Some(open) = open else { return actions };
         // What a term before this granted is void.
         self.holder = self.holder.filter(|holder| holder.lease.term == open.term);
@@ -259,14 +287,14 @@ impl LeaseTable {
             return actions;
         }
         let next = match self.linger {
-            Some((first, _)) => self.waiters.iter().position(|waiter| waiter.who == first),
+            Some(first) => self.waiters.iter().position(|waiter| waiter.who == first.who),
             None => (!self.waiters.is_empty()).then_some(0),
         };
-        if let Some(Waiter { who, ticket, .. }) = next.and_then(|n| self.waiters.remove(n)) {
+        if let Some(Waiter { who, ticket, place, attempts, .. }) = next.and_then(|n| self.waiters.remove(n)) {
             self.next_token += 1;
             self.linger = None;
             let lease = Lease { token: self.next_token, term: open.term, head: open.head };
-            self.holder = Some(Holder { who, ticket, lease, progress: now });
+            self.holder = Some(Holder { who, ticket, lease, place, attempts, progress: now });
             actions.push(Action::Grant { who, ticket, lease });
         }
         actions
@@ -336,7 +364,53 @@ mod tests {
         let (again, lease) = granted(&t.poll(now + MS, open(1, 0), up)).unwrap();
         assert_eq!(again, who(1, 1));
         assert!(t.release(lease.token, true, now));
-        assert_eq!(granted(&t.poll(now + LINGER, open(1, 0), up)).unwrap().0, who(2, 2));
+        assert_eq!(granted(&t.poll(now + linger(1), open(1, 0), up)).unwrap().0, who(2, 2));
+    }
+
+    /// Two that write without a pause, and one that was busy so often that SQLite makes it pause for 100 ms: it always
+    /// comes back to an old snapshot, until it is waited for.
+    #[test]
+    fn who_pauses_long_is_waited_for_in_the_end() {
+        let (mut t, mut now) = table();
+        let (mut head, mut ticket) = (1, 0);
+        let slow = who(3, 1);
+        let (mut back, mut snapshot, mut tries) = (now, None, 0);
+        for step in 0..2000 {
+            now += MS;
+            for n in [1, 2] {
+                ticket += 1;
+                if t.holder().is_none_or(|(holder, _)| holder.node != n) {
+                    t.request(who(n, 1), ticket, head, now + 100 * MS, now).unwrap();
+                }
+            }
+            if now >= back && snapshot.is_none() {
+                (ticket, snapshot) = (ticket + 1, Some(head));
+                t.request(slow, ticket, head, now + 100 * MS, now).unwrap();
+            }
+            if step % 5 == 0
+                && let Some((holder, lease)) = t.holder()
+            {
+                head += u64::from(holder != slow);
+                t.release(lease.token, false, now);
+            }
+            for action in t.poll(now, open(1, head), up) {
+                match action {
+                    Action::Grant { who, lease, .. } if who == slow => {
+                        if snapshot == Some(head) {
+                            assert!(tries < 20, "{tries}");
+                            return;
+                        }
+                        t.release(lease.token, true, now);
+                        (back, snapshot, tries) = (now + 100 * MS, None, tries + 1);
+                    }
+                    Action::Expire(who) if who == slow => {
+                        (back, snapshot, tries) = (now + 100 * MS, None, tries + 1);
+                    }
+                    _ => {}
+                }
+            }
+        }
+        panic!("it starves");
     }
 
     #[test]

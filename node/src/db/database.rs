@@ -271,6 +271,8 @@ pub(super) struct State {
     pub lease: LeaseTable,
     /// The leader's: sessions of other nodes that wait for the lease.
     pub asked: HashMap<Who, oneshot::Sender<Result<Lease, Refusal>>>,
+    /// The leader's: until when a timer waits for a writer that lingers.
+    pub linger_timer: Option<Instant>,
     /// The leader's: what it has let through to Raft.
     pub air: Option<Air>,
     pub next_ticket: u64,
@@ -291,8 +293,8 @@ pub(super) struct State {
     pub checkpoint_asked: bool,
     /// When the worker last closed the WAL.
     pub closed_at: Option<Instant>,
-    /// Bytes of WAL from which on it is looked whether a reader keeps it.
-    pub look_at_wal: u64,
+    /// Bytes of WAL when it was last said that a reader keeps it.
+    pub long_wal: u64,
     /// While a fenced database gets its state from another node: entries after this one wait for it.
     pub hold: Option<u64>,
     /// Bytes of the entries that wait for that.
@@ -512,6 +514,7 @@ impl Database {
             head: Head::new(durable.position.index),
             lease: LeaseTable::new(first_token(), context.lease_timeout),
             asked: HashMap::new(),
+            linger_timer: None,
             air: None,
             next_ticket: first_token(),
             grants: HashMap::new(),
@@ -526,7 +529,7 @@ impl Database {
             verifications: VecDeque::new(),
             checkpoint_asked: false,
             closed_at: None,
-            look_at_wal: 0,
+            long_wal: 0,
             hold: None,
             held_bytes: 0,
             installed: None,
@@ -790,7 +793,6 @@ impl Database {
         let Some(header) = wal_index::read_header(region0) else { return };
         let lacking = header.max_frame.0.saturating_sub(wal_index::backfilled(region0).0);
         let bytes = |frames: u32| u64::from(frames) * u64::from(self.page_size.get());
-        self.watch_readers(state, self.wal_bytes(header.max_frame));
         if bytes(lacking) >= self.context.checkpoint_bytes {
             if !state.checkpoint_asked {
                 state.checkpoint_asked = self.context.checkpoints.send(self.id).is_ok();
@@ -811,11 +813,11 @@ impl Database {
         if frames.0 == 0 { 0 } else { frame_offset(FrameNo(frames.0 + 1), self.page_size) }
     }
 
-    /// Whether somebody reads from the WAL at this moment: an app, a stock reader, a backup.
+    /// Whether somebody reads at this moment: an app, a stock reader, a backup.
     fn is_read(&self) -> bool {
-        match self.holder.try_lock(IndexLock::Readers) {
+        match self.holder.try_lock(IndexLock::AllReaders) {
             Ok(true) => {
-                self.holder.unlock(IndexLock::Readers);
+                self.holder.unlock(IndexLock::AllReaders);
                 false
             }
             Ok(false) => true,
@@ -823,23 +825,19 @@ impl Database {
         }
     }
 
-    /// Says so when a reader makes the WAL grow, and again each time that it has doubled.
-    fn watch_readers(&self, state: &mut State, bytes: u64) {
-        let long = LONG_WAL * self.wal_limit();
-        if bytes < long {
-            state.look_at_wal = long;
-        } else if bytes >= state.look_at_wal {
-            if self.is_read() {
-                warn!(
-                    database = self.name,
-                    wal_mib = bytes >> 20,
-                    "its WAL grows: a reader of an old state on this node keeps it from starting anew"
-                );
-                state.look_at_wal = 2 * bytes;
-            } else {
-                // Nobody at this moment; not to be asked at each commit.
-                state.look_at_wal = bytes + long / 8;
-            }
+    /// Says so when a reader makes the WAL grow, and again each time that it has doubled. To be called now and then.
+    pub fn watch_readers(&self) {
+        let header = self.holder.region(0).ok().and_then(wal_index::read_header);
+        let bytes = header.map_or(0, |header| self.wal_bytes(header.max_frame));
+        if bytes < LONG_WAL * self.wal_limit() {
+            self.state().long_wal = 0;
+        } else if bytes >= 2 * self.state().long_wal && self.is_read() {
+            warn!(
+                database = self.name,
+                wal_mib = bytes >> 20,
+                "its WAL grows: a reader of an old state on this node keeps it from starting anew"
+            );
+            self.state().long_wal = bytes;
         }
     }
 }

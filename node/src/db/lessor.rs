@@ -11,7 +11,7 @@
 use super::database::{Database, State};
 use crate::command::{Command, DbId, TransactionHead};
 use crate::core::head::{Fate, Head, Judged};
-use crate::core::lease::{Action, LINGER, Lease, Open, Who};
+use crate::core::lease::{Action, Lease, Open, Who};
 use crate::core::rule::Candidate;
 use crate::core::run::{Last, Part};
 use bytes::Bytes;
@@ -186,8 +186,18 @@ impl Database {
                 }
             }
             if !lost {
-                return;
+                break;
             }
+        }
+        // Others go on when the writer that they wait for isn't back in time.
+        let until = state.lease.lingers_until().filter(|_| state.lease.waiting() > 0);
+        if let Some(until) = until.filter(|_| until != state.linger_timer) {
+            state.linger_timer = Some(until);
+            let database = self.clone();
+            self.context.runtime.spawn(async move {
+                tokio::time::sleep_until(until.into()).await;
+                database.expire();
+            });
         }
     }
 
@@ -196,14 +206,8 @@ impl Database {
     }
 
     /// A lease comes back to this node.
-    pub(super) fn returned(self: &Arc<Self>, state: &mut State, token: u64, linger: bool) {
-        if state.lease.release(token, linger, Instant::now()) && linger && state.lease.waiting() > 0 {
-            let database = self.clone();
-            self.context.runtime.spawn(async move {
-                tokio::time::sleep(LINGER).await;
-                database.expire();
-            });
-        }
+    pub(super) fn returned(&self, state: &mut State, token: u64, linger: bool) {
+        state.lease.release(token, linger, Instant::now());
     }
 
     /// A node gives a lease back.

@@ -5,9 +5,10 @@ use super::gates::{Ear, OpenError, Said, open_writer};
 use super::guard::{Guard, Mode};
 use super::json::Json;
 use super::request::{Request, Statement};
-use super::run::{self, Bounded, Runner, write_error};
-use super::writer::{Job, WriteError, Writer};
+use super::run::{self, Bounded, Failure, Runner, write_error};
+use super::writer::{Job, Place, WriteError, Writer};
 use super::{MAX_RESULT, ffi};
+use crate::db::database::Database;
 use quire_vfs::gate::proto::{Outcome, Refusal, RefusalCode};
 use rusqlite::{Connection, ErrorCode};
 use std::time::{Duration, Instant};
@@ -69,7 +70,7 @@ impl From<Lost> for Stop {
 }
 
 /// What a commit came to.
-enum Committed {
+pub(super) enum Committed {
     /// At this index; none if nothing changed.
     Yes(Option<u64>),
     /// It never will be, but perhaps another time.
@@ -80,8 +81,8 @@ enum Committed {
     Unknown(String),
 }
 
-/// A connection, and what belongs to it.
-struct Open {
+/// A connection that writes, and what belongs to it.
+pub(super) struct Open {
     connection: Connection,
     guard: Guard,
     ear: Ear,
@@ -108,6 +109,9 @@ impl<'a> Session<'a> {
     pub(super) fn run(&mut self, jobs: Vec<Job>) {
         let mut batch: Vec<Member> = jobs.into_iter().map(Member::new).collect();
         if batch.first().is_some_and(|member| member.job.alone) {
+            if let Some(open) = &self.open {
+                ffi::forget_last_rowid(&open.connection);
+            }
             if let Some(member) = batch.pop() {
                 self.alone(member);
             }
@@ -125,15 +129,7 @@ impl<'a> Session<'a> {
         }
         match self.open {
             Some(ref open) => Ok(open),
-            None => {
-                let place = &self.writer.place;
-                let (mut connection, ear) =
-                    open_writer(&self.writer.database, &place.socket, place.directory)?;
-                let guard = Guard::install(&mut connection, place.foreign_keys)?;
-                // Waiting for the gate is this module's own business.
-                connection.busy_timeout(Duration::ZERO)?;
-                Ok(self.open.insert(Open { connection, guard, ear }))
-            }
+            None => Ok(self.open.insert(Open::new(&self.writer.database, &self.writer.place)?)),
         }
     }
 
@@ -267,10 +263,7 @@ impl<'a> Session<'a> {
             };
             let mark = member.json.mark();
             open.ear.take();
-            open.guard.enter(Mode::Alone, Some(limit));
-            let runner = open.runner(&request);
-            let ran = runner.statement(statement, &mut member.json, &mut Bounded(MAX_RESULT));
-            open.guard.leave();
+            let ran = open.statement(&request, statement, Mode::Alone, limit, &mut member.json);
             let Said { refusal, outcome } = open.ear.take();
             let why = match (ran, outcome, refusal) {
                 (_, Some(Outcome::Unknown(why)), _) => {
@@ -302,12 +295,46 @@ impl<'a> Session<'a> {
 }
 
 /// Why a transaction could not begin.
-enum NotBegun {
+pub(super) enum NotBegun {
     Wait(String),
     Error(WriteError),
 }
 
 impl Open {
+    /// Opens one.
+    pub(super) fn new(database: &Database, place: &Place) -> Result<Open, OpenError> {
+        let (mut connection, ear) = open_writer(database, &place.socket, place.directory)?;
+        let guard = Guard::install(&mut connection, place.foreign_keys)?;
+        // Whoever writes waits for the gate by itself, and knows why.
+        connection.busy_timeout(Duration::ZERO)?;
+        Ok(Open { connection, guard, ear })
+    }
+
+    /// The connection.
+    pub(super) fn connection(&self) -> &Connection {
+        &self.connection
+    }
+
+    /// Runs a client's statement.
+    pub(super) fn statement(
+        &self,
+        request: &Request,
+        statement: &Statement,
+        mode: Mode,
+        limit: Instant,
+        json: &mut Json,
+    ) -> Result<(), Failure> {
+        self.guard.enter(mode, Some(limit));
+        let ran = self.runner(request).statement(statement, json, &mut Bounded(MAX_RESULT));
+        self.guard.leave();
+        ran
+    }
+
+    /// Ends a transaction without its effects.
+    pub(super) fn rollback(&self) {
+        let _ = self.own("ROLLBACK");
+    }
+
     fn runner<'a>(&'a self, request: &Request) -> Runner<'a> {
         Runner {
             connection: &self.connection,
@@ -323,7 +350,8 @@ impl Open {
         self.connection.prepare(sql)?.raw_execute().map(drop)
     }
 
-    fn begin(&self) -> Result<(), NotBegun> {
+    /// Begins a transaction that will write.
+    pub(super) fn begin(&self) -> Result<(), NotBegun> {
         self.guard.leave();
         self.ear.take();
         let Err(error) = self.own("BEGIN IMMEDIATE") else { return Ok(()) };
@@ -371,10 +399,7 @@ impl Open {
                 self.savepoint()?;
             }
             let mark = member.json.mark();
-            self.guard.enter(mode, Some(limit));
-            let runner = self.runner(&request);
-            let ran = runner.statement(statement, &mut member.json, &mut Bounded(MAX_RESULT));
-            self.guard.leave();
+            let ran = self.statement(&request, statement, mode, limit, &mut member.json);
             if self.connection.is_autocommit() {
                 // Only a failure can have ended it.
                 let message =
@@ -383,7 +408,7 @@ impl Open {
                 member.known.push((i, message));
                 return Err(Lost);
             }
-            let failed = ran.is_err() || (checks_each && runner.has_unresolved_keys());
+            let failed = ran.is_err() || (checks_each && self.runner(&request).has_unresolved_keys());
             if checks_each {
                 if failed && ran.is_ok() {
                     member.json.reset(mark);
@@ -425,7 +450,8 @@ impl Open {
         Lost
     }
 
-    fn commit(&self) -> Committed {
+    /// Commits it.
+    pub(super) fn commit(&self) -> Committed {
         self.ear.take();
         let done = self.own("COMMIT");
         let said = self.ear.take();

@@ -87,6 +87,10 @@ impl Gate for WriterGate {
     fn release(&mut self, grant: Grant, linger: bool) {
         self.inner.release(grant, linger);
     }
+
+    fn is_replaced(&self) -> bool {
+        self.inner.is_replaced()
+    }
 }
 
 /// A reader's gate.

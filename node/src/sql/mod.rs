@@ -10,6 +10,7 @@
 //! | [`writer`] | group commit: the queue and the thread |
 //! | `batch` | group commit: the requests of one transaction |
 //! | [`reader`] | reads, on connections of their own |
+//! | [`interactive`] | transactions over several requests |
 //! | [`queue`] | writes that nobody waits for |
 //! | [`run`] | one statement, and its result |
 //! | [`guard`] | what a client's SQL may do, and for how long |
@@ -23,6 +24,7 @@ pub mod forward;
 mod fresh;
 pub mod gates;
 pub mod guard;
+pub mod interactive;
 pub mod json;
 pub mod options;
 pub mod queue;

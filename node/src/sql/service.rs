@@ -7,6 +7,7 @@
 use super::forward::{Answer, Forward};
 use super::fresh::{fresh, open};
 use super::guard::needs_a_connection;
+use super::interactive::{EndError, Limits, Transactions};
 use super::options::Options;
 use super::queue::Queues;
 use super::reader::{ReadError, Readers, Reading};
@@ -111,6 +112,7 @@ pub struct Service {
     place: Place,
     databases: Mutex<HashMap<DbId, Entry>>,
     queues: Queues,
+    transactions: Arc<Transactions>,
 }
 
 impl Service {
@@ -123,7 +125,13 @@ impl Service {
             stats: Arc::default(),
         };
         let (runtime, databases) = (Handle::current(), Mutex::default());
-        let service = Arc::new(Service { runtime, place, databases, queues: Queues::default() });
+        let service = Arc::new(Service {
+            runtime,
+            place,
+            databases,
+            queues: Queues::default(),
+            transactions: Arc::default(),
+        });
         let weak = Arc::downgrade(&service);
         tokio::spawn(async move {
             loop {
@@ -201,6 +209,31 @@ impl Service {
             }
         }
         self.write(node, &call, &options, request, deadline).await
+    }
+
+    /// Transactions over several requests.
+    pub fn transactions(&self) -> &Transactions {
+        &self.transactions
+    }
+
+    /// Begins one of them.
+    pub async fn begin(
+        &self,
+        node: &Arc<Node>,
+        query: &str,
+        idle: Duration,
+    ) -> Result<String, Result<Reply, WriteError>> {
+        let options = Options::new(&Params::parse(query)).map_err(|why| Ok(Reply::bad(why)))?;
+        let until = Instant::now() + options.timeout;
+        let database = open(node, &options.database, until).await.map_err(Ok)?;
+        self.transactions.begin(database, self.place.clone(), Limits { until, idle }).await.map_err(Err)
+    }
+
+    /// Runs statements within one; the outer error is for a request that makes no sense.
+    pub async fn go_on(&self, id: &str, call: &Call) -> Result<Result<Vec<u8>, EndError>, String> {
+        let options = Options::new(&Params::parse(&call.query))?;
+        let request = request(call, &options).map_err(|error| error.to_string())?;
+        Ok(self.transactions.run(id, Arc::new(request)).await)
     }
 
     /// Serves a node that doesn't lead.

@@ -76,6 +76,16 @@ impl LogStore {
         }
     }
 
+    /// What is known to be committed.
+    pub(crate) fn committed(&self) -> Option<LogPosition> {
+        self.shared.state().committed
+    }
+
+    /// Some entries from `start` on, before `end`: as many as a reader takes at once.
+    pub(crate) async fn read_some(&self, start: u64, end: u64) -> io::Result<Vec<Entry>> {
+        self.reader.read(start, end, self.reader.read_bytes).await
+    }
+
     /// The purge mark.
     pub(crate) fn purged(&self) -> Option<LogPosition> {
         self.shared.state().purged

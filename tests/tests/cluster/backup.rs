@@ -3,6 +3,7 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "tests")]
 
 use nix::sys::signal::Signal;
+use quire_node::cli::local::LocalCluster;
 use quire_node::dump::dump;
 use quire_tests::TestCluster;
 use quire_tests::admin::{http, quire, quire_fails, quire_json};
@@ -112,7 +113,6 @@ fn databases_go_in_and_out() {
             // Open, so that with a WAL everything is in that alone.
             let source = make(&path, page_size, journal);
             let expected = contents(&source);
-            // A follower says where the leader is.
             quire_json(&["db", "import", text(&path), "--db", &name, "--http-addr", &follower]);
             assert_eq!(contents(&source), expected);
             scene.test.cluster.wait_applied(&name, PATIENCE).unwrap();
@@ -332,6 +332,100 @@ fn drops(scene: &Scene, follower: &str) {
     for app in [app, idle, second] {
         app.quit();
     }
+}
+
+/// Nodes that are killed, and one that was away so long that it needs a snapshot, know of a drop afterwards.
+#[test]
+fn a_dropped_database_stays_dropped() {
+    if !have_app() {
+        return;
+    }
+    let mut scene = Scene::start(&[
+        "--heartbeat-ms",
+        "200",
+        "--election-timeout-ms",
+        "1500",
+        "--log-retain-mib",
+        "1",
+        "--checkpoint-mib",
+        "1",
+    ]);
+    let dir = tempfile::tempdir().unwrap();
+    let script = |name: &str, sql: &str| {
+        let path = dir.path().join(name);
+        std::fs::write(&path, sql).unwrap();
+        path
+    };
+    let old = script("old.sql", "CREATE TABLE old(a); INSERT INTO old VALUES (1);");
+    let new = script("new.sql", "CREATE TABLE new(a); INSERT INTO new VALUES (2);");
+    let rows = "WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < 10)";
+    let large = script(
+        "large.sql",
+        &format!("CREATE TABLE t(a); INSERT INTO t {rows} SELECT randomblob(1000000) FROM n;"),
+    );
+    let (leader, followers) = (scene.leader(), scene.followers());
+    let address = scene.test.cluster.node(leader).unwrap().http.clone();
+    let import = |path: &Path, name: &str| {
+        quire_json(&["db", "import", text(path), "--db", name, "--replace", "--http-addr", &address]);
+    };
+    for name in ["again", "gone"] {
+        import(&old, name);
+        scene.test.cluster.wait_applied(name, PATIENCE).unwrap();
+    }
+    assert!(scene.test.cluster.stop(followers[1]).unwrap().success());
+    for name in ["again", "gone"] {
+        quire_json(&["db", "drop", name, "--force", "--http-addr", &address]);
+    }
+    import(&new, "again");
+    // The log up to here is purged.
+    let first = |scene: &Scene| {
+        let segments = scene.test.cluster.node(leader).unwrap().dir.join("raft/log").read_dir().unwrap();
+        let names = segments.map(|entry| entry.unwrap().file_name().into_string().unwrap());
+        names.filter(|name| name.ends_with(".seg")).min()
+    };
+    let (before, began) = (first(&scene), Instant::now());
+    while first(&scene) == before {
+        import(&large, "large");
+        assert!(began.elapsed() < PATIENCE, "the log is not purged\n{}", scene.test.cluster.logs(20));
+    }
+    scene.test.cluster.kill(followers[0]).unwrap();
+    scene.restart(followers[0]);
+    scene.restart(followers[1]);
+    scene.test.cluster.wait_applied("again", PATIENCE).unwrap();
+    scene.test.cluster.wait_applied("large", PATIENCE).unwrap();
+    for node in &scene.test.cluster.nodes {
+        let list = quire_json(&["db", "list", "--http-addr", &node.http]);
+        let list = list["databases"].as_array().unwrap().clone();
+        let names: Vec<_> = list.iter().map(|db| db["name"].as_str().unwrap().to_owned()).collect();
+        assert_eq!(names, ["again", "large", "main"], "node {}", node.id);
+    }
+    assert_identical(&scene.test, "again", &["SELECT a FROM new"]);
+    let left = |_: &_| {
+        let nodes = scene.test.cluster.nodes.iter();
+        let mut files = nodes.flat_map(|node| node.dir.join("db").read_dir().unwrap());
+        !files.any(|file| {
+            let name = file.unwrap().file_name().into_string().unwrap();
+            name.contains("gone") || name.contains("-dropped-") || name.contains(".aside-")
+        })
+    };
+    scene.test.cluster.wait("nothing to be left of the dropped databases", PATIENCE, left).unwrap();
+
+    // A reader of an old state makes the WAL of its node grow, which that node says.
+    let mut reader = scene.idle_app();
+    scene.open_file(&mut reader, &scene.test.cluster.node(leader).unwrap().database("large"), 15);
+    reader.rows("BEGIN").unwrap();
+    assert_eq!(reader.number("SELECT count(*) FROM t"), 10);
+    let kept = |cluster: &LocalCluster| {
+        let status = cluster.node(leader).unwrap().status()?;
+        let databases = status["store"]["databases"].as_array()?.clone();
+        databases.iter().find(|db| db["name"] == "large")?["wal_kept_by_reader"].as_bool()
+    };
+    import(&large, "large");
+    scene.test.cluster.wait("the WAL to be kept", PATIENCE, |c| kept(c) == Some(true)).unwrap();
+    let said = |c: &LocalCluster| c.node(leader).unwrap().log().contains("its WAL grows: a reader");
+    scene.test.cluster.wait("the node to say so", PATIENCE, said).unwrap();
+    reader.rows("COMMIT").unwrap();
+    scene.test.cluster.wait("the WAL to be free", PATIENCE, |c| kept(c) == Some(false)).unwrap();
 }
 
 fn bad_inputs(leader: &str, dir: &Path) {

@@ -2,13 +2,20 @@
 //! requests in flight, and what clients get wrong.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "tests")]
 
-use quire_tests::TestCluster;
+use nix::sys::signal::Signal;
+use quire_node::args::ClientArgs;
+use quire_node::cli::client::Client;
+use quire_node::cli::local::LocalCluster;
+use quire_tests::admin::quire_json;
 use quire_tests::crash::PATIENCE;
 use quire_tests::http::{Answer, get, ok, post, read, request};
+use quire_tests::{TestCluster, programs};
 use serde_json::{Value, json};
 use std::collections::BTreeSet;
 use std::io::Write;
 use std::net::TcpStream;
+use std::path::PathBuf;
+use std::process::{Command, Stdio};
 use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
 use std::thread;
 use std::time::Instant;
@@ -62,7 +69,97 @@ fn sql_over_http() {
     step("slow clients", || slow_clients(&scene));
     step("much of everything", || much(&scene));
     step("queued writes", || queued(&scene));
+    step("transactions over several requests", || interactive(&scene));
+    step("numbers", || numbers(&scene));
     step("the leader dies", || leader_dies(&mut scene));
+}
+
+#[test]
+fn users_and_https() {
+    let mut test = TestCluster::prepare(1);
+    let path = |name: &str| test.dir.path().join(name);
+    let (cert, key, auth) = (path("cert.pem"), path("key.pem"), path("auth.json"));
+    let host = test.cluster.nodes[0].http.split_once(':').unwrap().0.to_owned();
+    let certify = || {
+        let made = rcgen::generate_simple_self_signed(vec![host.clone()]).unwrap();
+        std::fs::write(&key, made.signing_key.serialize_pem()).unwrap();
+        std::fs::write(&cert, made.cert.pem()).unwrap();
+        made.cert.pem()
+    };
+    certify();
+    let mut hash = Command::new(&programs().quire);
+    let mut hash = hash.arg("passwd").stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
+    hash.stdin.take().unwrap().write_all(b"se:cret\n").unwrap();
+    let hash = String::from_utf8(hash.wait_with_output().unwrap().stdout).unwrap();
+    let users = |bob: &str| {
+        json!([
+            { "username": "ann", "password": hash.trim(), "perms": ["all"] },
+            { "username": "bob", "password": bob, "perms": ["query"] },
+            { "username": "*", "perms": ["ready"] },
+        ])
+    };
+    std::fs::write(&auth, users("plain").to_string()).unwrap();
+    let text = |path: &PathBuf| path.to_str().unwrap().to_owned();
+    test.cluster.nodes[0].flags = vec![
+        "--http-cert".into(),
+        text(&cert),
+        "--http-key".into(),
+        text(&key),
+        "--auth".into(),
+        text(&auth),
+    ];
+    test.cluster.start_node(1).unwrap();
+    let node = &test.cluster.nodes[0];
+    let address = format!("https://{}", node.http);
+    // Trusts what the file held when it was made.
+    let client = |user: Option<&str>| {
+        let user = user.map(str::to_owned);
+        let args = ClientArgs { http_addr: address.clone(), user, cacert: Some(cert.clone()), json: false };
+        Client::with(&args).unwrap()
+    };
+    let wait = |what: &str, condition: &dyn Fn() -> bool| {
+        test.cluster.wait(what, PATIENCE, |_| condition()).unwrap();
+    };
+    let (ann, bob) = (client(Some("ann:se:cret")), client(Some("bob:plain")));
+    wait("the node to serve", &|| ann.text("/readyz").is_ok_and(|text| text.contains("[+]leader ok")));
+    let create = json!(["CREATE TABLE t(x)"]);
+    assert_eq!(ann.post_json("/db/execute", &create).unwrap(), json!({ "results": [{}] }));
+    assert!(bob.get("/db/query?q=SELECT%201").is_ok());
+    assert!(client(None).text("/readyz").unwrap().contains("[+]node ok"));
+    for (who, path) in [(&bob, "/status"), (&bob, "/metrics"), (&client(None), "/db/query?q=SELECT%201")] {
+        assert!(who.get(path).unwrap_err().to_string().contains("--user"), "{path}");
+    }
+    for path in ["/db/execute", "/db/request"] {
+        assert!(bob.post_json(path, &create).unwrap_err().to_string().contains("--user"), "{path}");
+    }
+    assert!(client(Some("ann:wrong")).get("/status").is_err());
+    let status = ann.get("/status").unwrap();
+    assert_eq!(
+        (&status["http"]["auth"], &status["http"]["tls"]["enabled"]),
+        (&json!("enabled"), &json!("true"))
+    );
+    let args = ["status", "--http-addr", &address, "--cacert", &text(&cert), "--user", "ann:se:cret"];
+    assert_eq!(quire_json(&args)["healthy"], true);
+    let metrics = ann.text("/metrics").unwrap();
+    assert!(
+        metrics.contains("\nquire_raft_leader 1\n") && metrics.contains("quire_db_fenced{db=\"main\"} 0"),
+        "{metrics}"
+    );
+    // Without TLS there is nothing to hear.
+    assert!(request(&node.http, "GET", "/readyz", &[], b"").is_err());
+
+    // All of it is replaced while the node runs; a file that can't be used changes nothing.
+    std::fs::write(&auth, "[{").unwrap();
+    node.signal(Signal::SIGHUP).unwrap();
+    wait("a bad file to be reported", &|| node.log().contains("users not read again"));
+    assert!(ann.get("/status").is_ok());
+    std::fs::write(&auth, users("new").to_string()).unwrap();
+    certify();
+    node.signal(Signal::SIGHUP).unwrap();
+    let renewed = client(Some("bob:new"));
+    wait("the new certificate and user", &|| renewed.get("/db/query?q=SELECT%201").is_ok());
+    assert!(client(Some("bob:plain")).get("/db/query?q=SELECT%201").is_err());
+    test.cluster.stop(1).unwrap();
 }
 
 fn writes_anywhere(scene: &Scene) {
@@ -318,7 +415,7 @@ fn bad_bodies(scene: &Scene) {
 
 fn slow_clients(scene: &Scene) {
     // Half a request each, which nobody waits for.
-    let held: Vec<TcpStream> = (0..300)
+    let held: Vec<TcpStream> = (0..1500)
         .map(|n| {
             let mut stream = TcpStream::connect(&scene.leader).unwrap();
             let part = if n % 2 == 0 {
@@ -395,6 +492,67 @@ fn queued(scene: &Scene) {
     assert_eq!(scene.rows("SELECT x FROM w ORDER BY rowid"), Value::from(rows));
     let late = post(at, "/db/execute?queue&wait&timeout=0ms", r#"["INSERT INTO w VALUES(21)"]"#);
     assert!(late.status == 408 || late.status == 503, "{late:?}");
+}
+
+fn interactive(scene: &Scene) {
+    let at = &scene.leader;
+    ok(at, "/db/execute", r#"["CREATE TABLE i(x INTEGER PRIMARY KEY)"]"#);
+    let begin = |query: &str| {
+        let answer = post(at, &format!("/tx{query}"), "");
+        answer.json()["id"].as_str().unwrap_or_else(|| panic!("{answer:?}")).to_owned()
+    };
+    let id = begin("");
+    let done =
+        ok(at, &format!("/tx/{id}/execute"), r#"["INSERT INTO i VALUES(1)","INSERT INTO i VALUES(1)"]"#);
+    let expected =
+        r#"{"results":[{"last_insert_id":1,"rows_affected":1},{"error":"UNIQUE constraint failed: i.x"}]}"#;
+    assert_eq!(done, expected);
+    assert!(ok(at, &format!("/tx/{id}/query"), r#"["SELECT x FROM i"]"#).contains("[[1]]"));
+    assert_eq!(scene.count("SELECT count(*) FROM i"), 0, "nobody else sees it");
+    // Whoever writes meanwhile waits.
+    thread::scope(|scope| {
+        let waits = scope.spawn(|| ok(&scene.followers[0], "/db/execute", r#"["INSERT INTO i VALUES(2)"]"#));
+        let committed = post(at, &format!("/tx/{id}/commit"), "").json();
+        assert!(committed["raft_index"].as_u64().unwrap() > 0);
+        assert!(waits.join().unwrap().contains(r#""rows_affected":1"#));
+    });
+    assert_eq!(post(at, &format!("/tx/{id}/commit"), "").status, 404);
+    let id = begin("?timeout=20s");
+    ok(at, &format!("/tx/{id}/execute"), r#"["INSERT INTO i VALUES(3)"]"#);
+    assert_eq!(post(at, &format!("/tx/{id}/rollback"), "").body, "{}");
+    let id = begin("?idle=1ms");
+    let query = format!("/tx/{id}/query");
+    let ended = |_: &LocalCluster| post(at, &query, r#"["SELECT 1"]"#).status == 404;
+    scene.test.cluster.wait("an idle one to end", PATIENCE, ended).unwrap();
+    let id = begin("");
+    let body = r#"["INSERT INTO i VALUES(4)","INSERT OR ROLLBACK INTO i VALUES(1)"]"#;
+    let lost = post(at, &format!("/tx/{id}/execute"), body);
+    assert_eq!((lost.status, lost.body.contains("rolled back")), (409, true), "{lost:?}");
+    let id = begin("");
+    let refused = ok(at, &format!("/tx/{id}/execute"), r#"["COMMIT"]"#);
+    assert!(refused.contains("transactions can't be begun or ended"), "{refused}");
+    assert_eq!(post(at, &format!("/tx/{id}/nonsense"), "").status, 404);
+    assert_eq!(post(at, &format!("/tx/{id}/execute"), "x").status, 400);
+    assert_eq!(post(at, &format!("/tx/{id}/rollback"), "").status, 200);
+    let elsewhere = post(&scene.followers[0], "/tx?db=main", "");
+    let location = format!("http://{at}/tx?db=main");
+    assert_eq!((elsewhere.status, elsewhere.header("location")), (307, Some(location.as_str())));
+    assert_eq!(scene.rows("SELECT x FROM i"), json!([[1], [2]]));
+}
+
+fn numbers(scene: &Scene) {
+    let text = get(&scene.leader, "/metrics").body;
+    let value = |name: &str| -> f64 {
+        let line = text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' '));
+        line.unwrap_or_else(|| panic!("{name} is missing: {text}")).parse().unwrap()
+    };
+    assert_eq!((value("quire_raft_leader"), value("quire_raft_voters")), (1.0, 3.0));
+    assert!(value("quire_http_commit_seconds_count") > 10.0);
+    assert!(value("quire_http_batch_requests_sum") > value("quire_http_batch_requests_count"));
+    assert!(value("quire_raft_log_bytes") > 0.0 && value("quire_db_fenced{db=\"main\"}") == 0.0);
+    assert!(text.contains("quire_raft_replication_lag_entries{follower="), "{text}");
+    let vars = get(&scene.followers[0], "/debug/vars?pretty").json();
+    assert_eq!(vars["quire_raft_leader"], 0.0);
 }
 
 /// What is said of a write must be true, whatever happens to the leader meanwhile.
