@@ -9,11 +9,11 @@ PATIENCE = 60
 def run(nodes, failures, write, read):
     """`write(node, n)` and `read(node)` each open the database on a node, or find it open; `failures` are what they
     raise when it can't be done there now."""
-    at = 0
     for line in sys.stdin:
         words = line.split()
         if words[0] == "write":
             for n in range(int(words[1]), int(words[2]) + 1):
+                at = n % len(nodes)
                 deadline = time.monotonic() + PATIENCE
                 while True:
                     try:

@@ -121,7 +121,9 @@ fn build(host: &str) -> Result<Command, String> {
         "shell" => {
             need(Program::Cli.path().to_str().unwrap(), "-version")?;
             let mut command = Command::new("bash");
-            command.arg(source(host).join("main.sh"));
+            // The distribution's `sqlite3`, whatever else there is.
+            let path = std::env::var("PATH").unwrap_or_default();
+            command.arg(source(host).join("main.sh")).env("PATH", format!("/usr/bin:{path}"));
             Ok(command)
         }
         "python" => python(Program::Python, host, "sqlite3"),

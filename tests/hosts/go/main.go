@@ -53,11 +53,11 @@ func main() {
 		db.SetMaxIdleConns(0)
 		open = append(open, db)
 	}
-	at := 0
 	for lines := bufio.NewScanner(os.Stdin); lines.Scan(); {
 		var first, last int
 		if _, err := fmt.Sscanf(lines.Text(), "write %d %d", &first, &last); err == nil {
 			for n := first; n <= last; n++ {
+				at := n % len(nodes)
 				deadline := time.Now().Add(time.Minute)
 				for err := write(open[at], n); err != nil; err = write(open[at], n) {
 					if time.Now().After(deadline) {

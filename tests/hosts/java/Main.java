@@ -42,12 +42,12 @@ public class Main {
     public static void main(String[] args) throws Exception {
         String[] nodes = Arrays.copyOfRange(args, 1, args.length);
         load(args[0]);
-        int at = 0;
         BufferedReader lines = new BufferedReader(new InputStreamReader(System.in));
         for (String line = lines.readLine(); line != null; line = lines.readLine()) {
             String[] words = line.split(" ");
             if (words[0].equals("write")) {
                 for (int n = Integer.parseInt(words[1]); n <= Integer.parseInt(words[2]); n++) {
+                    int at = n % nodes.length;
                     long deadline = System.nanoTime() + 60_000_000_000L;
                     while (true) {
                         try {

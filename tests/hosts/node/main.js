@@ -40,11 +40,11 @@ function read(node) {
 const sleep = (ms) => new Promise((resolve) => setTimeout(resolve, ms));
 
 async function main() {
-  let at = 0;
   for await (const line of readline.createInterface({ input: process.stdin })) {
     const [what, first, last] = line.split(" ");
     if (what === "write") {
       for (let n = Number(first); n <= Number(last); n++) {
+        let at = n % nodes.length;
         const deadline = Date.now() + 60_000;
         for (;;) {
           try {

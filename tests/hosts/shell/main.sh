@@ -4,7 +4,6 @@ set -u
 extension=$1
 shift
 nodes=("$@")
-at=0
 
 # sql NODE PARAMETERS: runs the statements of standard input. Where `.open` fails, the tool says so and goes on with an
 # empty database in memory, so that what it says must be looked at.
@@ -18,7 +17,7 @@ sql() {
 }
 
 write() {
-    local deadline=$((SECONDS + 60)) said
+    local deadline=$((SECONDS + 60)) said at=$(($1 % ${#nodes[@]}))
     until said=$(sql "$at" "" <<<"
         BEGIN IMMEDIATE;
         CREATE TABLE IF NOT EXISTS t(n INTEGER PRIMARY KEY, who TEXT);

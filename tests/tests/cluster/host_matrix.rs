@@ -1,5 +1,5 @@
-//! Every host of `tests/hosts` at the same time, each with a database of its own, on one cluster whose leader is
-//! killed while they write. What each has written it then reads on every node, and so does stock SQLite.
+//! Every host of `tests/hosts` at the same time, each with a database of its own, which it writes on all three nodes in
+//! turn; their leader is killed meanwhile. What each has written it then reads on every node, and so does stock SQLite.
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
