@@ -1,6 +1,6 @@
 //! Runs an SQL script of any size as one transaction, statement by statement as it is read.
 //!
-//! Where a statement ends is found by the rules of `sqlite3_complete`, byte by byte ([`Splitter`]). The script's own
+//! Where a statement ends is found by the rules of `sqlite3_complete`, byte by byte (`Splitter`). The script's own
 //! BEGIN and COMMIT do nothing: all of it is one transaction, whatever it says. What would reach beyond the database,
 //! or end the transaction another way, is refused.
 
