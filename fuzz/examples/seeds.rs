@@ -4,7 +4,8 @@ use bytes::Bytes;
 use quire_vfs::format::checksum::DbChecksum;
 use quire_vfs::format::transaction::{Before, Piece, TxnId, encode_head, encode_piece};
 use quire_vfs::format::wal::{ByteOrder, FrameHeader, Salts, WalHeader};
-use quire_vfs::format::{PageNo, PageSize};
+use quire_vfs::format::{FrameNo, PageNo, PageSize};
+use quire_vfs::gate::proto::{Hello, Outcome, Refusal, RefusalCode, Request, Response, WalTarget};
 use std::path::Path;
 
 #[allow(dead_code, reason = "the encoder is all that is used")]
@@ -85,5 +86,36 @@ fn main() -> std::io::Result<()> {
     let last = Command::Transaction { head, body: piece(last, 2) };
     write("entry_decode", "last-part", &last.encode())?;
     let void = Command::Void { database: DbId(1), transaction: TxnId([9; 16]) };
-    write("entry_decode", "void", &void.encode())
+    write("entry_decode", "void", &void.encode())?;
+
+    // The first byte says which way it goes; the length in front of each message is not part of it.
+    let (target, id) = (WalTarget { salts: Salts([7; 8]), frame: FrameNo(3) }, TxnId([9; 16]));
+    let hello = Hello {
+        create: true,
+        read_only: false,
+        pid: 1,
+        page_size: Some(small),
+        directory: (1, 2),
+        name: "main".into(),
+    };
+    for (name, request) in [
+        ("hello", Request::Hello(hello)),
+        ("acquire", Request::Acquire { wait_ms: 5000 }),
+        ("commit", Request::Commit { token: 1, target }),
+        ("part", Request::Part { token: 1 }),
+        ("release", Request::Release { token: 1, linger: true }),
+        ("resolve", Request::Resolve { base: 1, target, id }),
+    ] {
+        write("gate_proto", name, &[&[0], &request.encode()[4..]].concat())?;
+    }
+    for (name, response) in [
+        ("refused", Response::Refused(Refusal::new(RefusalCode::Busy, "later"))),
+        ("granted", Response::Granted { token: 1, base: 2, pages: 3 }),
+        ("committed", Response::Outcome(Outcome::Committed(4))),
+        ("taken", Response::Taken { sequence: 5 }),
+    ] {
+        write("gate_proto", name, &[&[1], &response.encode()[4..]].concat())?;
+    }
+    write("wal_index", "bytes", &[&[0u8][..], &[1; 64]].concat())?;
+    write("wal_index", "steps", &(1..=96).collect::<Vec<u8>>())
 }

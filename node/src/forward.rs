@@ -6,7 +6,8 @@
 //!   0 u8 kind, u8 version 1, u8 flags, 5 × 0            0 u8 kind, u8 code, 6 × 0
 //!   8 u64 database                                      1 Leased   8 u64 token · 16 u64 term · 24 u64 head
 //!   1 Acquire  16 u64 session · 24 u64 ticket           2 Refused  code of the refusal · 8 message, UTF-8
-//!              32 u64 life · 40 u64 wait in ms          3 Done     8 u64 index, or 0
+//!              32 u64 life · 40 u32 wait in ms          3 Done     8 u64 index, or 0
+//!              44 u32 attempts before
 //!   2 Propose  16 u64 token · 24 an entry               4 Unknown  8 message
 //!   3 Release  flags 1: linger · 16 u64 token           5 NotLeader
 //!   4 Settle   16 u64 token · 24 u64 life · 32 [u8;16] transaction
@@ -68,7 +69,7 @@ const SETTLE_PAUSE: Duration = Duration::from_millis(250);
 /// A request.
 #[derive(Clone, Debug, PartialEq, Eq)]
 enum Request {
-    Acquire { database: DbId, session: SessionId, ticket: u64, life: u64, wait_ms: u64 },
+    Acquire { database: DbId, session: SessionId, ticket: u64, life: u64, wait_ms: u32, attempts: u32 },
     Propose { database: DbId, token: u64, command: Bytes },
     Release { database: DbId, token: u64, linger: bool },
     Settle { database: DbId, token: u64, life: u64, id: TxnId },
@@ -92,8 +93,9 @@ impl Request {
     /// The bytes; of a Propose, those before its entry.
     fn encode(&self) -> Bytes {
         let (kind, flags, database, words) = match self {
-            Request::Acquire { database, session, ticket, life, wait_ms } => {
-                (1, 0, database, vec![*session, *ticket, *life, *wait_ms])
+            Request::Acquire { database, session, ticket, life, wait_ms, attempts } => {
+                let both = u64::from(*wait_ms) | u64::from(*attempts) << 32;
+                (1, 0, database, vec![*session, *ticket, *life, both])
             }
             Request::Propose { database, token, .. } => (2, 0, database, vec![*token]),
             Request::Release { database, token, linger } => (3, u8::from(*linger), database, vec![*token]),
@@ -116,8 +118,9 @@ impl Request {
         let word = |n: usize| word(bytes, HEAD + 8 * n);
         let (request, len) = match kind {
             1 => {
-                let (session, ticket) = (word(0)?, word(1)?);
-                (Request::Acquire { database, session, ticket, life: word(2)?, wait_ms: word(3)? }, 48)
+                let (session, ticket, life, both) = (word(0)?, word(1)?, word(2)?, word(3)?);
+                let (wait_ms, attempts) = (both as u32, (both >> 32) as u32);
+                (Request::Acquire { database, session, ticket, life, wait_ms, attempts }, 48)
             }
             2 => {
                 let (token, command) = (word(0)?, bytes.slice(HEAD + 8..));
@@ -224,13 +227,13 @@ async fn answer(node: &Arc<Node>, from: NodeId, request: Request) -> Answer {
         return Answer::refused("the leader does not know the database yet");
     };
     match request {
-        Request::Acquire { session, ticket, life, wait_ms, .. } => {
+        Request::Acquire { session, ticket, life, wait_ms, attempts, .. } => {
             if let Some(why) = node.disk_full() {
                 return Answer::Refused(Refusal::new(RefusalCode::Full, why));
             }
             node.raft().hurry(from);
-            let deadline = Instant::now() + Duration::from_millis(wait_ms).min(MAX_WAIT);
-            let mut lease = database.lease(Who { node: from, session }, ticket, life, deadline);
+            let deadline = Instant::now() + Duration::from_millis(wait_ms.into()).min(MAX_WAIT);
+            let mut lease = database.lease(Who { node: from, session }, (ticket, attempts), life, deadline);
             let answer = loop {
                 match tokio::time::timeout_at(deadline.into(), &mut lease).await {
                     Ok(Ok(Ok(lease))) => break Answer::Leased(lease),
@@ -337,7 +340,12 @@ pub async fn propose(
 }
 
 /// Gets the lease for a session that waits, from the leader, whoever that is and comes to be.
-pub async fn acquire(database: Arc<Database>, session: SessionId, ticket: u64, deadline: Instant) {
+pub async fn acquire(
+    database: Arc<Database>,
+    session: SessionId,
+    (ticket, attempts): (u64, u32),
+    deadline: Instant,
+) {
     let Some(node) = database.node() else { return };
     let places = async {
         let one = database.asking.acquire().await.ok()?;
@@ -367,8 +375,8 @@ pub async fn acquire(database: Arc<Database>, session: SessionId, ticket: u64, d
             continue;
         };
         let wait = deadline.saturating_duration_since(Instant::now());
-        let (database_id, wait_ms) = (database.id, wait.as_millis() as u64);
-        let request = Request::Acquire { database: database_id, session, ticket, life, wait_ms };
+        let (database_id, wait_ms) = (database.id, wait.as_millis().min(u32::MAX.into()) as u32);
+        let request = Request::Acquire { database: database_id, session, ticket, life, wait_ms, attempts };
         database.is_asking(session, ticket);
         let asked = node.raft().request(leader, request.encode(), wait + SLACK);
         let deposed = async { status.wait_for(|status| status.term > now.term).await.map(drop) };
@@ -486,9 +494,11 @@ mod tests {
 
     fn request() -> impl Strategy<Value = Request> {
         prop_oneof![
-            any::<(u64, u64, u64, u64, u64)>().prop_map(|(db, session, ticket, life, wait_ms)| {
-                Request::Acquire { database: DbId(db), session, ticket, life, wait_ms }
-            }),
+            any::<(u64, u64, u64, u64, u32, u32)>().prop_map(
+                |(db, session, ticket, life, wait_ms, attempts)| {
+                    Request::Acquire { database: DbId(db), session, ticket, life, wait_ms, attempts }
+                }
+            ),
             any::<(u64, u64, Vec<u8>)>().prop_map(|(db, token, command)| Request::Propose {
                 database: DbId(db),
                 token,

@@ -158,12 +158,13 @@ impl LeaseTable {
         self.waiters.len()
     }
 
-    /// Somebody wants to write and is willing to wait until `deadline`. Returns the lease if it has that already;
+    /// Somebody wants to write and is willing to wait until `deadline`; it says how often it has tried in vain, perhaps
+    /// at another leader. Returns the lease if it has that already;
     /// an error if too many wait.
     pub fn request(
         &mut self,
         who: Who,
-        ticket: u64,
+        (ticket, attempts): (u64, u32),
         head: u64,
         deadline: Instant,
         now: Instant,
@@ -190,10 +191,10 @@ impl LeaseTable {
         let seat = self.seats.iter().position(|seat| seat.who == who).and_then(|n| self.seats.remove(n));
         let seat = self.linger.filter(|seat| seat.who == who).or(seat.filter(|seat| seat.until > now));
         let (place, attempts) = match seat {
-            Some(seat) => (seat.place, seat.attempts),
+            Some(seat) => (seat.place, seat.attempts.max(attempts)),
             None => {
                 self.next_place += 1;
-                (self.next_place, 0)
+                (self.next_place, attempts)
             }
         };
         let at = self.waiters.partition_point(|waiter| waiter.place < place);
@@ -337,7 +338,7 @@ mod tests {
     fn first_come_first_served_across_nodes() {
         let (mut t, now) = table();
         for (n, w) in [who(1, 1), who(2, 1), who(1, 2)].into_iter().enumerate() {
-            assert_eq!(t.request(w, n as u64, 7, now + 50 * MS, now), Ok(None));
+            assert_eq!(t.request(w, (n as u64, 0), 7, now + 50 * MS, now), Ok(None));
         }
         assert!(t.poll(now, None, up).is_empty(), "closed");
         let (first, lease) = granted(&t.poll(now, open(4, 7), up)).unwrap();
@@ -355,12 +356,12 @@ mod tests {
     #[test]
     fn a_lingering_writer_goes_first_but_not_for_long() {
         let (mut t, now) = table();
-        t.request(who(1, 1), 1, 0, now + 100 * MS, now).unwrap();
-        t.request(who(2, 2), 1, 0, now + 100 * MS, now).unwrap();
+        t.request(who(1, 1), (1, 0), 0, now + 100 * MS, now).unwrap();
+        t.request(who(2, 2), (1, 0), 0, now + 100 * MS, now).unwrap();
         let (_, lease) = granted(&t.poll(now, open(1, 0), up)).unwrap();
         assert!(t.release(lease.token, true, now));
         assert!(t.poll(now, open(1, 0), up).is_empty(), "waits for the first");
-        t.request(who(1, 1), 2, 0, now + 100 * MS, now).unwrap();
+        t.request(who(1, 1), (2, 0), 0, now + 100 * MS, now).unwrap();
         let (again, lease) = granted(&t.poll(now + MS, open(1, 0), up)).unwrap();
         assert_eq!(again, who(1, 1));
         assert!(t.release(lease.token, true, now));
@@ -380,12 +381,12 @@ mod tests {
             for n in [1, 2] {
                 ticket += 1;
                 if t.holder().is_none_or(|(holder, _)| holder.node != n) {
-                    t.request(who(n, 1), ticket, head, now + 100 * MS, now).unwrap();
+                    t.request(who(n, 1), (ticket, 0), head, now + 100 * MS, now).unwrap();
                 }
             }
             if now >= back && snapshot.is_none() {
                 (ticket, snapshot) = (ticket + 1, Some(head));
-                t.request(slow, ticket, head, now + 100 * MS, now).unwrap();
+                t.request(slow, (ticket, 0), head, now + 100 * MS, now).unwrap();
             }
             if step % 5 == 0
                 && let Some((holder, lease)) = t.holder()
@@ -416,10 +417,10 @@ mod tests {
     #[test]
     fn a_holder_gives_way_only_to_others_and_not_while_it_goes_on() {
         let (mut t, now) = table();
-        t.request(who(1, 1), 1, 0, now + MS, now).unwrap();
+        t.request(who(1, 1), (1, 0), 0, now + MS, now).unwrap();
         let (_, lease) = granted(&t.poll(now, open(1, 0), up)).unwrap();
         assert!(t.poll(now + 10 * TIMEOUT, open(1, 0), up).is_empty(), "nobody waits");
-        t.request(who(2, 1), 1, 0, now + 100 * TIMEOUT, now).unwrap();
+        t.request(who(2, 1), (1, 0), 0, now + 100 * TIMEOUT, now).unwrap();
         t.progress(lease.token, now + 10 * TIMEOUT);
         assert!(t.poll(now + 10 * TIMEOUT + MS, open(1, 0), up).is_empty(), "it goes on");
         assert!(t.poll(now + 20 * TIMEOUT, None, up).is_empty(), "its commit is in the air");
@@ -429,7 +430,7 @@ mod tests {
         assert!(next == who(2, 1) && second.token != lease.token);
         assert!(!t.release(lease.token, false, now), "the old token means nothing any more");
         // A dead node's lease ends at once.
-        t.request(who(3, 1), 1, 0, now + 100 * TIMEOUT, now).unwrap();
+        t.request(who(3, 1), (1, 0), 0, now + 100 * TIMEOUT, now).unwrap();
         let dead = |node: u64, _: Instant| node != 2;
         assert_eq!(granted(&t.poll(now + 20 * TIMEOUT, open(1, 0), dead)).unwrap().0, who(3, 1));
     }
@@ -438,11 +439,11 @@ mod tests {
     fn who_comes_back_soon_stands_where_it_stood() {
         let (mut t, now) = table();
         for n in 1..=3 {
-            t.request(who(n, 1), 1, 0, now + 10 * MS * n as u32, now).unwrap();
+            t.request(who(n, 1), (1, 0), 0, now + 10 * MS * n as u32, now).unwrap();
         }
         let (_, lease) = granted(&t.poll(now, open(1, 0), up)).unwrap();
         assert_eq!(t.poll(now + 25 * MS, open(1, 0), up), [Action::Expire(who(2, 1))]);
-        t.request(who(2, 1), 2, 0, now + 100 * MS, now + 60 * MS).unwrap();
+        t.request(who(2, 1), (2, 0), 0, now + 100 * MS, now + 60 * MS).unwrap();
         assert_eq!(t.waiting(), 2);
         t.release(lease.token, false, now);
         assert_eq!(granted(&t.poll(now + 29 * MS, open(1, 0), up)).unwrap().0, who(2, 1));
@@ -451,12 +452,16 @@ mod tests {
     #[test]
     fn doubled_and_overtaken_messages() {
         let (mut t, now) = table();
-        t.request(who(1, 1), 1, 5, now + 100 * MS, now).unwrap();
+        t.request(who(1, 1), (1, 0), 5, now + 100 * MS, now).unwrap();
         let (_, lease) = granted(&t.poll(now, open(1, 5), up)).unwrap();
-        assert_eq!(t.request(who(1, 1), 1, 5, now + 100 * MS, now), Ok(Some(lease)), "the answer was lost");
-        t.request(who(2, 1), 1, 5, now + 100 * MS, now).unwrap();
+        assert_eq!(
+            t.request(who(1, 1), (1, 0), 5, now + 100 * MS, now),
+            Ok(Some(lease)),
+            "the answer was lost"
+        );
+        t.request(who(2, 1), (1, 0), 5, now + 100 * MS, now).unwrap();
         // The next attempt comes before the release of the last.
-        assert_eq!(t.request(who(1, 1), 2, 6, now + 100 * MS, now), Ok(None));
+        assert_eq!(t.request(who(1, 1), (2, 0), 6, now + 100 * MS, now), Ok(None));
         assert_eq!(granted(&t.poll(now, open(1, 6), up)).unwrap().0, who(2, 1));
         assert!(!t.release(lease.token, false, now));
         assert!(t.holder().is_some_and(|(holder, _)| holder == who(2, 1)));
@@ -466,11 +471,11 @@ mod tests {
     fn queues_are_bounded() {
         let (mut t, now) = table();
         for session in 0..MAX_WAITING_PER_NODE as u64 {
-            t.request(who(1, session), 1, 0, now + MS, now).unwrap();
+            t.request(who(1, session), (1, 0), 0, now + MS, now).unwrap();
         }
-        assert!(t.request(who(1, 1 << 40), 1, 0, now + MS, now).is_err());
-        assert_eq!(t.request(who(1, 5), 2, 0, now + MS, now), Ok(None), "has its place already");
-        assert_eq!(t.request(who(2, 1), 1, 0, now + MS, now), Ok(None));
+        assert!(t.request(who(1, 1 << 40), (1, 0), 0, now + MS, now).is_err());
+        assert_eq!(t.request(who(1, 5), (2, 0), 0, now + MS, now), Ok(None), "has its place already");
+        assert_eq!(t.request(who(2, 1), (1, 0), 0, now + MS, now), Ok(None));
         t.poll(now + MS, None, up);
         assert!(t.seats.len() <= MAX_WAITING && t.waiting() == 0);
     }
@@ -494,7 +499,7 @@ mod tests {
                     0 | 1 => {
                         ticket += u64::from(flag);
                         let before = t.holder();
-                        match t.request(w, ticket, head, now + 20 * MS, now).unwrap() {
+                        match t.request(w, (ticket, 0), head, now + 20 * MS, now).unwrap() {
                             Some(lease) => prop_assert_eq!(before, Some((w, lease))),
                             None => { waiting.insert(w, ticket); }
                         }

@@ -24,6 +24,7 @@ use quire_vfs::gate::proto::{Outcome, Refusal, RefusalCode, WalTarget};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 use tokio::sync::oneshot;
+use tracing::trace;
 
 /// An app that publishes for longer than this stands still: others here don't wait for it with a lease in hand.
 const PUBLISHING: Duration = Duration::from_secs(1);
@@ -49,6 +50,8 @@ const FAR_AWAY: Duration = Duration::from_secs(1);
 #[derive(Debug)]
 pub(super) struct Waiting {
     ticket: u64,
+    /// How often it has tried before.
+    attempts: u32,
     deadline: Instant,
     /// The leader has been asked, and says when it is over.
     is_asked: bool,
@@ -97,12 +100,13 @@ pub struct Route {
 }
 
 impl Database {
-    /// A session wants to write. The receiver gets the grant, or a refusal once it can't be had in time; for
+    /// A session wants to write, and has tried so many times in vain. The receiver gets the grant, or a refusal once it can't be had in time; for
     /// that, [`Database::expire`] must be called then.
     pub fn acquire(
         self: &Arc<Self>,
         session: SessionId,
         wait: Duration,
+        attempts: u32,
     ) -> oneshot::Receiver<Result<Grant, Refusal>> {
         let (tx, rx) = oneshot::channel();
         let mut state = self.state();
@@ -113,7 +117,7 @@ impl Database {
         let deadline = Instant::now() + wait;
         state.grants.insert(
             session,
-            Waiting { ticket: 0, deadline, is_asked: false, tx, why: None, is_parked: false },
+            Waiting { ticket: 0, attempts, deadline, is_asked: false, tx, why: None, is_parked: false },
         );
         self.ask(&mut state, session);
         self.advance(&mut state);
@@ -153,14 +157,14 @@ impl Database {
                 Some(Refusal::new(RefusalCode::Busy, format!("another writer has {}: {what}", self.name)));
             return;
         }
-        let (ticket, deadline) = (waiting.ticket, waiting.deadline);
+        let (ticket, attempts, deadline) = (waiting.ticket, waiting.attempts, waiting.deadline);
         let who = Who { node: self.context.node_id, session };
-        match self.lease_here(state, who, ticket, deadline) {
+        match self.lease_here(state, who, (ticket, attempts), deadline) {
             Ok(None) => {}
             Ok(Some(lease)) => self.arrive(state, session, ticket, lease, who.node),
             Err(refusal) if refusal.code == RefusalCode::Busy => self.note(state, session, ticket, refusal),
             Err(_) => {
-                let asking = forward::acquire(self.clone(), session, ticket, deadline);
+                let asking = forward::acquire(self.clone(), session, (ticket, attempts), deadline);
                 self.context.runtime.spawn(asking);
             }
         }
@@ -170,9 +174,11 @@ impl Database {
     pub fn ask_here(self: &Arc<Self>, session: SessionId, ticket: u64) -> Asked {
         let mut state = self.state();
         let waiting = state.grants.get(&session).filter(|waiting| waiting.ticket == ticket);
-        let Some(deadline) = waiting.map(|waiting| waiting.deadline) else { return Asked::Over };
+        let Some((attempts, deadline)) = waiting.map(|waiting| (waiting.attempts, waiting.deadline)) else {
+            return Asked::Over;
+        };
         let who = Who { node: self.context.node_id, session };
-        match self.lease_here(&mut state, who, ticket, deadline) {
+        match self.lease_here(&mut state, who, (ticket, attempts), deadline) {
             Err(refusal) if refusal.code == RefusalCode::Busy => {
                 self.note(&mut state, session, ticket, refusal);
                 return Asked::Over;
@@ -323,6 +329,7 @@ impl Database {
                 return false;
             }
             state.arrived = None;
+            trace!(database = self.name, session, token = lease.token, "let in");
             let grant = Grant { token: lease.token, base: last, pages: state.hashes.len() };
             if state.grants.remove(&session).is_some_and(|waiting| waiting.tx.send(Ok(grant)).is_ok()) {
                 let (is_overtaken, committed) = (false, None);

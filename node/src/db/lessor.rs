@@ -21,7 +21,7 @@ use quire_vfs::gate::proto::{Refusal, RefusalCode};
 use std::sync::Arc;
 use std::time::Instant;
 use tokio::sync::oneshot;
-use tracing::warn;
+use tracing::{trace, warn};
 
 /// A proposal whose fate is not known yet.
 #[derive(Debug)]
@@ -94,27 +94,27 @@ impl Database {
         &self,
         state: &mut State,
         who: Who,
-        ticket: u64,
+        attempt: (u64, u32),
         deadline: Instant,
     ) -> Result<Option<Lease>, Refusal> {
         let open = self.leasing(state)?;
-        let asked = state.lease.request(who, ticket, open.head, deadline, Instant::now());
+        let asked = state.lease.request(who, attempt, open.head, deadline, Instant::now());
         asked.map_err(|why| Refusal::new(RefusalCode::Busy, format!("{}: {why}", self.name)))
     }
 
-    /// A writer of another node, in the life of it that began at `life`, asks. The receiver gets the lease, or a
-    /// refusal.
+    /// A writer of another node, in the life of it that began at `life`, asks, with its ticket and the number of attempts
+    /// before. The receiver gets the lease, or a refusal.
     pub fn lease(
         self: &Arc<Self>,
         who: Who,
-        ticket: u64,
+        attempt: (u64, u32),
         life: u64,
         deadline: Instant,
     ) -> oneshot::Receiver<Result<Lease, Refusal>> {
         let (tx, rx) = oneshot::channel();
         let mut state = self.state();
         self.restarted(&mut state, who.node, life);
-        match self.lease_here(&mut state, who, ticket, deadline) {
+        match self.lease_here(&mut state, who, attempt, deadline) {
             Ok(Some(lease)) => {
                 let _ = tx.send(Ok(lease));
             }
@@ -158,6 +158,7 @@ impl Database {
             let mut lost = false;
             let hears = |node, since| self.context.hears(node, since);
             for action in state.lease.poll(Instant::now(), open, hears) {
+                trace!(database = self.name, ?action, "lease");
                 match action {
                     Action::Grant { who, ticket, lease } if who.node == self.context.node_id => {
                         self.arrive(state, who.session, ticket, lease, who.node);
@@ -247,6 +248,7 @@ impl Database {
         }
         state.lease.progress(token, Instant::now());
         let Bid { id, term, .. } = *bid;
+        trace!(database = self.name, from, transaction = %id, "let through");
         state.air = Some(Air { id, term, token, sent: false, watchers: Vec::new() });
         Ok(())
     }
@@ -314,6 +316,7 @@ impl Database {
     ) {
         let Some((id, judged)) = judge(&mut state.head, position, head, body) else { return };
         if let Some(air) = state.air.take_if(|air| air.id == id) {
+            trace!(database = self.name, transaction = %id, ?judged, "decided");
             if judged == Judged::Counts {
                 state.lease.release(air.token, false, Instant::now());
             } else {

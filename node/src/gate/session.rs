@@ -28,6 +28,8 @@ use tracing::{debug, warn};
 const HELLO_DEADLINE: Duration = Duration::from_secs(5);
 /// A message that has begun must be complete within this time.
 const MESSAGE_DEADLINE: Duration = Duration::from_secs(30);
+/// Who asks for the lease again within this time does so for the same transaction.
+const RETRY: Duration = Duration::from_secs(1);
 /// How often a session whose time is over looks whether the leader has answered in vain.
 const ANSWER_POLL: Duration = Duration::from_millis(100);
 /// No queueing longer than this, whatever is asked.
@@ -88,6 +90,8 @@ pub(super) struct Session {
     pub(super) node: Arc<Node>,
     pub(super) inbox: Inbox,
     out: OwnedWriteHalf,
+    /// Attempts to get the lease since it last committed, and when the last one ended.
+    attempts: (u32, Instant),
     /// A large transaction of which parts were sent, and no Commit succeeded.
     pub(super) unfinished: Option<TxnId>,
 }
@@ -96,7 +100,8 @@ pub(super) struct Session {
 pub async fn run(stream: UnixStream, id: SessionId, node: Arc<Node>) -> Result<(), SessionError> {
     let (stream, out) = stream.into_split();
     let inbox = Inbox { stream, buffer: BytesMut::with_capacity(8192), max: MAX_SMALL };
-    let mut session = Session { id, node, inbox, out, unfinished: None };
+    let attempts = (0, Instant::now());
+    let mut session = Session { id, node, inbox, out, attempts, unfinished: None };
     let first = timeout(HELLO_DEADLINE, session.inbox.next()).await.map_err(|_| SessionError::Slow)?;
     let hello = match first {
         Ok(None) => return Ok(()),
@@ -206,7 +211,9 @@ impl Session {
         if let Some(why) = self.node.disk_full() {
             return Ok(Response::Refused(Refusal::new(RefusalCode::Full, why)));
         }
-        let mut answer = database.acquire(self.id, wait);
+        // A writer that is told BUSY, or finds its snapshot old, pauses and comes again; who stays away has given up.
+        let before = if self.attempts.1.elapsed() < RETRY { self.attempts.0 } else { 0 };
+        let mut answer = database.acquire(self.id, wait, before);
         let mut deadline = Instant::now() + wait;
         let granted = loop {
             tokio::select! {
@@ -226,6 +233,7 @@ impl Session {
                 }
             }
         };
+        self.attempts = (before.saturating_add(1), Instant::now());
         Ok(match granted {
             Ok(Ok(grant)) => Response::Granted { token: grant.token, base: grant.base, pages: grant.pages },
             Ok(Err(refusal)) => Response::Refused(refusal),
@@ -262,6 +270,7 @@ impl Session {
         let deadline = self.node.limits().commit_deadline;
         let outcome = self.outcome(database, id, outcome, deadline, proposal).await;
         if matches!(outcome, Outcome::Committed(_)) {
+            self.attempts.0 = 0;
             self.unfinished = None;
         }
         Ok(outcome)

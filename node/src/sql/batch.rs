@@ -271,6 +271,10 @@ impl<'a> Session<'a> {
                     return Err(WriteError::Unknown(why));
                 }
                 (Ok(()), Some(Outcome::Committed(index)), _) => return Ok(Some(index)),
+                (Err(failure), Some(Outcome::Committed(index)), _) => {
+                    member.json.reset(mark);
+                    return Err(WriteError::Unknown(unshown(index, &failure.message)));
+                }
                 (Err(_), Some(Outcome::Refused(why)), _) => why,
                 (Err(failure), None, Some(refusal)) if failure.code == Some(ErrorCode::DatabaseBusy) => {
                     if refusal.code == RefusalCode::NotLeader {
@@ -462,13 +466,18 @@ impl Open {
             (_, Some(Outcome::Unknown(why))) => Committed::Unknown(why),
             (Ok(()), Some(Outcome::Committed(index))) => Committed::Yes(Some(index)),
             (Ok(()), _) => Committed::Yes(None),
-            (Err(error), Some(Outcome::Committed(index))) => Committed::Unknown(format!(
-                "it is committed at index {index}, but this node can't show it: {error}"
-            )),
+            (Err(error), Some(Outcome::Committed(index))) => {
+                Committed::Unknown(unshown(index, &error.to_string()))
+            }
             (Err(_), Some(Outcome::Refused(why))) => Committed::NotNow(why),
             (Err(error), None) => Committed::Never(error.to_string()),
         }
     }
+}
+
+/// A commit that SQLite could not publish here.
+fn unshown(index: u64, error: &str) -> String {
+    format!("it is committed at index {index}, but this node can't show it: {error}")
 }
 
 /// SQLite's words.

@@ -7,6 +7,7 @@
 
 use rusqlite::config::DbConfig;
 use rusqlite::hooks::{AuthAction, AuthContext, Authorization};
+use rusqlite::limits::Limit;
 use rusqlite::{Connection, ffi};
 use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -14,6 +15,8 @@ use std::time::{Duration, Instant};
 
 /// Instructions of SQLite's machine between two looks at the clock: some ten microseconds.
 const INSTRUCTIONS: i32 = 2000;
+/// The longest value or row that SQL may make, in bytes: what one statement can take of the node's memory at once.
+const MAX_VALUE: i32 = 256 << 20;
 /// Prepared statements that a connection keeps.
 const STATEMENTS: usize = 128;
 /// A reader that finds the wal-index in a writer's hands waits this long at most.
@@ -63,6 +66,7 @@ impl Guard {
         connection.set_prepared_statement_cache_capacity(STATEMENTS);
         connection.set_db_config(DbConfig::SQLITE_DBCONFIG_DEFENSIVE, true)?;
         connection.set_db_config(DbConfig::SQLITE_DBCONFIG_ENABLE_FKEY, foreign_keys)?;
+        connection.set_limit(Limit::SQLITE_LIMIT_LENGTH, MAX_VALUE)?;
         let guard = Guard(state.clone());
         connection.authorizer(Some(move |context: AuthContext<'_>| guard.authorize(&context)))?;
         let watch = state.clone();
@@ -312,6 +316,15 @@ mod tests {
             connection.execute_batch(sql).unwrap_or_else(|error| panic!("{sql}: {error}"));
         }
         assert!(connection.execute("INSERT INTO sqlite_master VALUES(1,2,3,4,5)", []).is_err());
+    }
+
+    #[test]
+    fn values_have_a_bound() {
+        let (connection, _) = guarded(Mode::Shared);
+        let length =
+            |n: i64| connection.query_row("SELECT length(zeroblob(?))", [n], |row| row.get::<_, i64>(0));
+        assert_eq!(length(1 << 20), Ok(1 << 20));
+        assert!(length(i64::from(MAX_VALUE) + 1).is_err());
     }
 
     #[test]
