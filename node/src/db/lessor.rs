@@ -26,6 +26,8 @@ use tracing::{trace, warn};
 /// A proposal whose fate is not known yet.
 #[derive(Debug)]
 pub(super) struct Air {
+    /// Tells it from others of the same transaction, which has several if it comes in parts.
+    flight: u64,
     id: TxnId,
     term: u64,
     token: u64,
@@ -249,7 +251,9 @@ impl Database {
         state.lease.progress(token, Instant::now());
         let Bid { id, term, .. } = *bid;
         trace!(database = self.name, from, transaction = %id, "let through");
-        state.air = Some(Air { id, term, token, sent: false, watchers: Vec::new() });
+        state.next_ticket += 1;
+        let flight = state.next_ticket;
+        state.air = Some(Air { flight, id, term, token, sent: false, watchers: Vec::new() });
         Ok(())
     }
 
@@ -261,17 +265,28 @@ impl Database {
         )
     }
 
-    /// A proposal was certainly not appended.
-    pub fn not_appended(self: &Arc<Self>, id: TxnId) {
+    /// The proposal of a transaction, or of a part of it, that is in the air.
+    pub fn flight(&self, id: TxnId) -> Option<u64> {
+        self.state().air.as_ref().filter(|air| air.id == id).map(|air| air.flight)
+    }
+
+    /// Whether a proposal is still in the air.
+    pub fn is_in_the_air(&self, flight: u64) -> bool {
+        self.state().air.as_ref().is_some_and(|air| air.flight == flight)
+    }
+
+    /// A proposal was not appended, or all that could contain it has been handed over.
+    pub fn has_landed(self: &Arc<Self>, flight: u64) {
         let mut state = self.state();
         // The lease itself is given back by its writer.
-        state.air.take_if(|air| air.id == id);
-        self.advance(&mut state);
+        if state.air.take_if(|air| air.flight == flight).is_some() {
+            self.advance(&mut state);
+        }
     }
 
     /// Raft has a proposal; its fate is open.
-    pub fn is_sent(&self, id: TxnId) {
-        if let Some(air) = self.state().air.as_mut().filter(|air| air.id == id) {
+    pub fn is_sent(&self, flight: u64) {
+        if let Some(air) = self.state().air.as_mut().filter(|air| air.flight == flight) {
             air.sent = true;
             air.watchers.clear();
         }
