@@ -20,7 +20,7 @@
 //!   as the session waits. A lease that comes too late goes back.
 //! - **Propose** is sent once, to the node that granted the lease, and never again: the lease ends with its term. An
 //!   error from before it was sent, or a refusal, is definite. Where its fate stays unknown, **Settle** has the
-//!   leader let nothing more through under that lease, and then append a barrier: what isn't in the log before
+//!   leader let nothing more of it through, nor anything under that lease, and then append a barrier: what isn't in the log before
 //!   that never will be.
 //! - **Release** may be lost: the lease then ends with the session's next attempt, or by time. After a commit
 //!   there is none, as the lessor sees that for itself.
@@ -505,7 +505,7 @@ pub async fn conclude(node: &Arc<Node>, database: &Arc<Database>, id: TxnId, tok
     }
 }
 
-/// An entry after which it is certain what became of everything that was proposed before this call.
+/// An entry after which it is certain what became of a transaction: it is in the log by then, or never will be.
 pub async fn certainty(node: &Arc<Node>, database: &Arc<Database>, id: TxnId) -> Result<u64, String> {
     settle(node, database, NO_TOKEN, id).await
 }

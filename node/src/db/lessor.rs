@@ -242,6 +242,9 @@ impl Database {
         if holder.is_none() || bid.origin != from {
             return Err(self.lease_ended());
         }
+        if state.lease.is_barred(bid.id) {
+            return Err("it came so late that its outcome was asked for before, and told: not in the log".into());
+        }
         if state.air.is_some() {
             return Err("a transaction of this lease is under way".into());
         }
@@ -293,7 +296,7 @@ impl Database {
     }
 
     /// A node wants to know what became of a transaction, or can't know any more that it sent it: no proposal under this
-    /// token, or of an earlier life of the node, is let through from now on. If there is a receiver, it ends once what
+    /// token, or of an earlier life of the node, or of that transaction, is let through from now on. If there is a receiver, it ends once what
     /// was let through of that transaction is with Raft.
     pub fn close_off(
         self: &Arc<Self>,
@@ -307,6 +310,8 @@ impl Database {
         if state.lease.holder().is_some_and(|(who, _)| who.node == node) {
             state.lease.release(token, false, Instant::now());
         }
+        // Whose lease it is isn't known to everybody who asks.
+        state.lease.bar(id);
         self.advance(&mut state);
         let air = state.air.as_mut().filter(|air| air.id == id && !air.sent)?;
         let (tx, rx) = oneshot::channel();
