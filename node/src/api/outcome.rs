@@ -21,12 +21,20 @@ const WITHOUT_EFFECT: &str =
 
 const LACKING: &str =
     "it is in the log, but this node lacks entries that tell whether it counts; ask another node";
+const NOTHING: &str =
+    "this node has read none of the database's transactions since its start; ask another node";
 
 /// Looks a transaction up.
 pub(super) async fn get(State(node): NodeState, params: Params) -> Response {
     let Some(id) = params.get("id").and_then(TxnId::parse) else {
         let why = "id=ID is missing, or is not 32 hexadecimal digits: the id stands in the app's log line";
         return error(StatusCode::BAD_REQUEST, why);
+    };
+    let base = match params.get("base").map(str::parse).transpose() {
+        Ok(base) => base,
+        Err(_) => {
+            return error(StatusCode::BAD_REQUEST, "base=N is no number: it stands in the app's log line");
+        }
     };
     let databases = match params.get("db") {
         None => node.registry().all(),
@@ -35,7 +43,7 @@ pub(super) async fn get(State(node): NodeState, params: Params) -> Response {
             None => return error(StatusCode::NOT_FOUND, &format!("there is no database {name}")),
         },
     };
-    let look = || look_up(id, &databases.iter().map(|db| (&*db.name, db.fate(id))).collect::<Vec<_>>());
+    let look = || look_up(id, base, &databases.iter().map(|db| (&*db.name, db.fate(id))).collect::<Vec<_>>());
     if let Ok(found) = look() {
         return body(&found, params.flag("pretty"));
     }
@@ -60,13 +68,13 @@ struct Absent {
     /// The databases that were looked at, and from which entry on this node remembers their transactions.
     seen: Vec<(String, Option<u64>)>,
     /// Why it may be there nevertheless.
-    doubt: Option<&'static str>,
+    doubt: Option<String>,
 }
 
 impl Absent {
     /// The answer, if this is why it may yet come to be there.
     fn tell(self, doubt: Option<String>) -> Value {
-        let doubt = doubt.or(self.doubt.map(str::to_owned));
+        let doubt = doubt.or(self.doubt);
         let seen = self.seen.into_iter().map(|(name, since)| json!({ "db": name, "since": since }));
         json!({
             "id": self.id.to_string(),
@@ -77,8 +85,9 @@ impl Absent {
     }
 }
 
-/// What the log says of a transaction, by what it says in each database. What is found is final.
-fn look_up(id: TxnId, fates: &[(&str, Option<Fate>)]) -> Result<Value, Absent> {
+/// What the log says of a transaction that was written on the entry `base`, by what it says in each database. What is
+/// found is final.
+fn look_up(id: TxnId, base: Option<u64>, fates: &[(&str, Option<Fate>)]) -> Result<Value, Absent> {
     let mut absent = Absent { id, seen: Vec::new(), doubt: None };
     for &(db, fate) in fates {
         let (outcome, index, why) = match fate {
@@ -86,17 +95,30 @@ fn look_up(id: TxnId, fates: &[(&str, Option<Fate>)]) -> Result<Value, Absent> {
             Some(Fate::Refused(index)) => ("refused", index, Some(WITHOUT_EFFECT)),
             Some(Fate::Absent(since)) => {
                 absent.seen.push((db.to_owned(), since));
+                absent.doubt = absent.doubt.or(beyond_memory(since, base));
                 continue;
             }
             None => {
                 absent.seen.push((db.to_owned(), None));
-                absent.doubt = Some(LACKING);
+                absent.doubt = Some(LACKING.into());
                 continue;
             }
         };
         return Ok(json!({ "id": id.to_string(), "outcome": outcome, "db": db, "index": index, "why": why }));
     }
     Err(absent)
+}
+
+/// Why a transaction may stand in the log before all that is remembered.
+fn beyond_memory(since: Option<u64>, base: Option<u64>) -> Option<String> {
+    match (since, base) {
+        (None, _) => Some(NOTHING.into()),
+        (Some(since), Some(base)) if since > base.saturating_add(1) => Some(format!(
+            "this node remembers the database's transactions from entry {since} on, and it may stand before; ask another \
+             node"
+        )),
+        _ => None,
+    }
 }
 
 /// Waits until this node's log has everything that was proposed before now.
@@ -111,7 +133,11 @@ mod tests {
     use super::*;
 
     fn told(fate: Option<Fate>) -> Value {
-        look_up(TxnId::default(), &[("other", Some(Fate::Absent(Some(3)))), ("a", fate)])
+        told_with(None, fate)
+    }
+
+    fn told_with(base: Option<u64>, fate: Option<Fate>) -> Value {
+        look_up(TxnId::default(), base, &[("other", Some(Fate::Absent(Some(3)))), ("a", fate)])
             .unwrap_or_else(|absent| absent.tell(None))
     }
 
@@ -127,6 +153,21 @@ mod tests {
         let told = told(Some(Fate::Absent(Some(5))));
         assert_eq!(told["outcome"], "not in the log");
         assert_eq!(told["databases"], json!([{ "db": "other", "since": 3 }, { "db": "a", "since": 5 }]));
+    }
+
+    #[test]
+    fn a_node_that_remembers_nothing_does_not_call_it_absent() {
+        let told = told(Some(Fate::Absent(None)));
+        assert_eq!(told["outcome"], "unknown", "{told}");
+        assert!(told["why"].as_str().unwrap().contains("since its start"), "{told}");
+    }
+
+    #[test]
+    fn the_base_tells_whether_the_memory_reaches_far_enough() {
+        let outcome = |base, since| told_with(base, Some(Fate::Absent(Some(since))))["outcome"].clone();
+        assert_eq!(outcome(Some(7), 8), "not in the log", "it would stand at 8 or after");
+        assert_eq!(outcome(Some(7), 9), "unknown", "it may stand at 8");
+        assert_eq!(outcome(Some(u64::MAX), 9), "not in the log");
     }
 
     #[test]

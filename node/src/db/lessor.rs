@@ -243,7 +243,9 @@ impl Database {
             return Err(self.lease_ended());
         }
         if state.lease.is_barred(bid.id) {
-            return Err("it came so late that its outcome was asked for before, and told: not in the log".into());
+            return Err(
+                "it came so late that its outcome was asked for before, and told: not in the log".into()
+            );
         }
         if state.air.is_some() {
             return Err("a transaction of this lease is under way".into());
