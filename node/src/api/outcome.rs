@@ -21,8 +21,10 @@ const WITHOUT_EFFECT: &str =
 
 const LACKING: &str =
     "it is in the log, but this node lacks entries that tell whether it counts; ask another node";
-const NOTHING: &str =
-    "this node has read none of the database's transactions since its start; ask another node";
+const NOTHING: &str = "this node has read none of the database's transactions since its start; give the entry that it \
+     was written on (base), or ask another node";
+const TOO_OLD: &str = "this node doesn't remember all transactions that came after the entry that it was written on; \
+     ask another node";
 
 /// Looks a transaction up.
 pub(super) async fn get(State(node): NodeState, params: Params) -> Response {
@@ -43,7 +45,14 @@ pub(super) async fn get(State(node): NodeState, params: Params) -> Response {
             None => return error(StatusCode::NOT_FOUND, &format!("there is no database {name}")),
         },
     };
-    let look = || look_up(id, base, &databases.iter().map(|db| (&*db.name, db.fate(id))).collect::<Vec<_>>());
+    let look = || {
+        let seen = |db: &Arc<Database>| Seen {
+            db: db.name.clone(),
+            fate: db.fate(id),
+            reaches: base.map(|base| db.reaches(base)),
+        };
+        look_up(id, databases.iter().map(seen))
+    };
     if let Ok(found) = look() {
         return body(&found, params.flag("pretty"));
     }
@@ -68,13 +77,13 @@ struct Absent {
     /// The databases that were looked at, and from which entry on this node remembers their transactions.
     seen: Vec<(String, Option<u64>)>,
     /// Why it may be there nevertheless.
-    doubt: Option<String>,
+    doubt: Option<&'static str>,
 }
 
 impl Absent {
     /// The answer, if this is why it may yet come to be there.
     fn tell(self, doubt: Option<String>) -> Value {
-        let doubt = doubt.or(self.doubt);
+        let doubt = doubt.or(self.doubt.map(str::to_owned));
         let seen = self.seen.into_iter().map(|(name, since)| json!({ "db": name, "since": since }));
         json!({
             "id": self.id.to_string(),
@@ -85,40 +94,41 @@ impl Absent {
     }
 }
 
-/// What the log says of a transaction that was written on the entry `base`, by what it says in each database. What is
-/// found is final.
-fn look_up(id: TxnId, base: Option<u64>, fates: &[(&str, Option<Fate>)]) -> Result<Value, Absent> {
+/// What a database's log, as it was handed over here, says of a transaction.
+#[derive(Debug)]
+struct Seen {
+    db: String,
+    /// `None` if it is there, and can't be judged.
+    fate: Option<Fate>,
+    /// Whether all is remembered from its base on, if that is given.
+    reaches: Option<bool>,
+}
+
+/// What the log says of a transaction, by what it says in each database. What is found is final.
+fn look_up(id: TxnId, seen: impl Iterator<Item = Seen>) -> Result<Value, Absent> {
     let mut absent = Absent { id, seen: Vec::new(), doubt: None };
-    for &(db, fate) in fates {
+    for Seen { db, fate, reaches } in seen {
         let (outcome, index, why) = match fate {
             Some(Fate::Committed(index)) => ("committed", index, None),
             Some(Fate::Refused(index)) => ("refused", index, Some(WITHOUT_EFFECT)),
             Some(Fate::Absent(since)) => {
-                absent.seen.push((db.to_owned(), since));
-                absent.doubt = absent.doubt.or(beyond_memory(since, base));
+                absent.seen.push((db, since));
+                absent.doubt = absent.doubt.or(match (reaches, since) {
+                    (Some(false), _) => Some(TOO_OLD),
+                    (None, None) => Some(NOTHING),
+                    (Some(true), _) | (None, Some(_)) => None,
+                });
                 continue;
             }
             None => {
-                absent.seen.push((db.to_owned(), None));
-                absent.doubt = Some(LACKING.into());
+                absent.seen.push((db, None));
+                absent.doubt = Some(LACKING);
                 continue;
             }
         };
         return Ok(json!({ "id": id.to_string(), "outcome": outcome, "db": db, "index": index, "why": why }));
     }
     Err(absent)
-}
-
-/// Why a transaction may stand in the log before all that is remembered.
-fn beyond_memory(since: Option<u64>, base: Option<u64>) -> Option<String> {
-    match (since, base) {
-        (None, _) => Some(NOTHING.into()),
-        (Some(since), Some(base)) if since > base.saturating_add(1) => Some(format!(
-            "this node remembers the database's transactions from entry {since} on, and it may stand before; ask another \
-             node"
-        )),
-        _ => None,
-    }
 }
 
 /// Waits until this node's log has everything that was proposed before now.
@@ -136,9 +146,10 @@ mod tests {
         told_with(None, fate)
     }
 
-    fn told_with(base: Option<u64>, fate: Option<Fate>) -> Value {
-        look_up(TxnId::default(), base, &[("other", Some(Fate::Absent(Some(3)))), ("a", fate)])
-            .unwrap_or_else(|absent| absent.tell(None))
+    fn told_with(reaches: Option<bool>, fate: Option<Fate>) -> Value {
+        let other = Seen { db: "other".into(), fate: Some(Fate::Absent(Some(3))), reaches: Some(true) };
+        let seen = [other, Seen { db: "a".into(), fate, reaches }];
+        look_up(TxnId::default(), seen.into_iter()).unwrap_or_else(|absent| absent.tell(None))
     }
 
     #[test]
@@ -164,10 +175,10 @@ mod tests {
 
     #[test]
     fn the_base_tells_whether_the_memory_reaches_far_enough() {
-        let outcome = |base, since| told_with(base, Some(Fate::Absent(Some(since))))["outcome"].clone();
-        assert_eq!(outcome(Some(7), 8), "not in the log", "it would stand at 8 or after");
-        assert_eq!(outcome(Some(7), 9), "unknown", "it may stand at 8");
-        assert_eq!(outcome(Some(u64::MAX), 9), "not in the log");
+        for since in [None, Some(8)] {
+            let outcome = |reaches| told_with(Some(reaches), Some(Fate::Absent(since)))["outcome"].clone();
+            assert_eq!((outcome(true), outcome(false)), (json!("not in the log"), json!("unknown")));
+        }
     }
 
     #[test]

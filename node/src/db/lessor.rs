@@ -365,6 +365,11 @@ impl Database {
     pub fn fate(&self, id: TxnId) -> Option<Fate> {
         self.state().head.fate(id)
     }
+
+    /// Whether this node remembers a transaction that was written on the entry `base`, if it is committed.
+    pub fn reaches(&self, base: u64) -> bool {
+        self.state().head.reaches(base)
+    }
 }
 
 /// Judges the next transaction in log order.
