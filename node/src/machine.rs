@@ -287,8 +287,10 @@ impl Machine {
         state.dropped.clone_from(&manifest.dropped);
         state.manifest = manifest;
         self.taken.send_replace(state.taken.map(|p| p.index));
-        if let Some(position) = state.taken {
-            self.context.leadership.saw_term(position.term);
+        if let Some(LogPosition { term, .. }) = state.taken
+            && self.context.leadership.saw_term(term)
+        {
+            databases.iter().for_each(|database| database.take_term(term));
         }
         Ok(())
     }
