@@ -7,6 +7,7 @@ use super::ffi;
 use super::guard::Mode;
 use super::request::Request;
 use super::run;
+use super::service::ELECTION;
 use super::writer::{Place, WriteError};
 use crate::db::database::Database;
 use std::collections::HashMap;
@@ -159,6 +160,7 @@ impl Drop for Listed {
 }
 
 fn begin(database: &Database, place: &Place, until: Instant) -> Result<Open, WriteError> {
+    let began = Instant::now();
     let mut open = None;
     loop {
         let why = match &open {
@@ -171,6 +173,8 @@ fn begin(database: &Database, place: &Place, until: Instant) -> Result<Open, Wri
             },
             Some(connection) => match connection.begin() {
                 Ok(()) => return open.ok_or_else(|| WriteError::Refused("it was not begun".into())),
+                // Who leads next may be known in a moment.
+                Err(NotBegun::Error(WriteError::NotLeader(why))) if began.elapsed() < ELECTION => why,
                 Err(NotBegun::Error(error)) => return Err(error),
                 Err(NotBegun::Wait(why)) => why,
             },
