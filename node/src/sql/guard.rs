@@ -216,14 +216,6 @@ fn pragma(name: &str, value: Option<&str>, alone: bool) -> Result<(), String> {
     if alone { Ok(()) } else { Err(format!("PRAGMA {name} can't be set here")) }
 }
 
-/// Whether a request with this statement must have a connection to itself: what it does can't be done within a
-/// transaction, or would be felt by others. Where in doubt, yes.
-pub fn needs_a_connection(sql: &str) -> bool {
-    const WORDS: [&[u8]; 3] = [b"pragma", b"vacuum", b"temp"];
-    let bytes = sql.as_bytes();
-    WORDS.iter().any(|word| bytes.windows(word.len()).any(|window| window.eq_ignore_ascii_case(word)))
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -280,7 +272,7 @@ mod tests {
     #[test]
     fn what_is_taken_alone_only() {
         for sql in ["PRAGMA foreign_keys=ON", "VACUUM", "CREATE TEMP TABLE x(y)", "PRAGMA auto_vacuum=1"] {
-            assert!(needs_a_connection(sql), "{sql}");
+            assert!(crate::sql::words::needs_a_connection(sql), "{sql}");
             let (connection, guard) = guarded(Mode::Alone);
             guard.expect(sql);
             connection.execute_batch(sql).unwrap_or_else(|error| panic!("{sql}: {error}"));
