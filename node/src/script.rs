@@ -4,8 +4,10 @@
 //! BEGIN and COMMIT do nothing: all of it is one transaction, whatever it says. What would reach beyond the database,
 //! or end the transaction another way, is refused.
 
-use rusqlite::Connection;
+use rusqlite::config::DbConfig;
 use rusqlite::hooks::{AuthAction, AuthContext, Authorization};
+use rusqlite::limits::Limit;
+use rusqlite::{Connection, ffi};
 use std::io::{self, Read};
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -47,6 +49,7 @@ pub fn run(connection: &mut Connection, mut script: impl Read) -> Result<(), Scr
     let ours = refused.clone();
     let authorize = move |context: AuthContext<'_>| judge(&context.action, &ours);
     connection.authorizer(Some(authorize)).map_err(failed("beginning"))?;
+    let attached = close_off(connection).map_err(failed("beginning"))?;
 
     let mut splitter = Splitter::default();
     let mut statement = Vec::new();
@@ -94,7 +97,19 @@ pub fn run(connection: &mut Connection, mut script: impl Read) -> Result<(), Scr
     execute(&mut statement, begins)?;
     let none = None::<fn(AuthContext<'_>) -> Authorization>;
     connection.authorizer(none).map_err(failed("committing"))?;
+    // For the VACUUM of whoever made the connection.
+    connection.set_limit(Limit::SQLITE_LIMIT_ATTACHED, attached).map_err(failed("committing"))?;
     connection.execute_batch("COMMIT").map_err(failed("committing"))
+}
+
+/// Should the authorizer overlook something: no file is attached, none is created, and none is written. Returns how
+/// many could be attached before.
+fn close_off(connection: &Connection) -> rusqlite::Result<i32> {
+    connection.set_db_config(DbConfig::SQLITE_DBCONFIG_ENABLE_ATTACH_CREATE, false)?;
+    connection.set_db_config(DbConfig::SQLITE_DBCONFIG_ENABLE_ATTACH_WRITE, false)?;
+    let attached = connection.limit(Limit::SQLITE_LIMIT_ATTACHED)?;
+    connection.set_limit(Limit::SQLITE_LIMIT_ATTACHED, 0)?;
+    Ok(attached)
 }
 
 /// What a script may do.
@@ -106,7 +121,12 @@ fn judge(action: &AuthAction<'_>, refused: &Mutex<Option<String>>) -> Authorizat
             }
             _ => return Authorization::Ignore,
         },
-        AuthAction::Attach { .. } | AuthAction::Detach { .. } => "a script may not use other databases",
+        // A name that is no literal is not told, and then rusqlite doesn't know the action.
+        AuthAction::Attach { .. }
+        | AuthAction::Detach { .. }
+        | AuthAction::Unknown { code: ffi::SQLITE_ATTACH | ffi::SQLITE_DETACH, .. } => {
+            "a script may not use other databases"
+        }
         AuthAction::Function { function_name } if function_name.eq_ignore_ascii_case("load_extension") => {
             "a script may not load extensions"
         }
@@ -341,5 +361,40 @@ mod tests {
         }
         run(&mut open(), "PRAGMA journal_mode=WAL; INSERT INTO t VALUES (2)".as_bytes()).unwrap();
         assert_eq!(count(), Ok(2));
+    }
+
+    /// Whatever the name of a file is made from, a script can't attach it.
+    #[test]
+    fn a_script_reaches_no_other_file() {
+        let dir = tempfile::tempdir().unwrap();
+        let other = dir.path().join("other.db");
+        let name = other.to_str().unwrap();
+        let mut connection = Connection::open(dir.path().join("db")).unwrap();
+        connection.execute_batch("CREATE TABLE name(n)").unwrap();
+        connection.execute("INSERT INTO name VALUES (?)", [name]).unwrap();
+        drop(connection);
+        let stem = name.strip_suffix(".db").unwrap();
+        for attach in [
+            format!("ATTACH '{name}' AS x"),
+            format!("ATTACH '{stem}'||'.db' AS x"),
+            format!("ATTACH 'file:{stem}'||'.db?vfs=unix-none' AS x"),
+            format!("ATTACH (SELECT '{name}') AS x"),
+            format!("ATTACH \"{name}\" AS x"),
+            format!("ATTACH CAST('{name}' AS TEXT) AS 'x'||'y'"),
+            "ATTACH (SELECT n FROM name) AS x".into(),
+            "ATTACH ''||'' AS x".into(),
+            "ATTACH NULL AS x".into(),
+            "DETACH 'ma'||'in'".into(),
+        ] {
+            let mut connection = Connection::open(dir.path().join("db")).unwrap();
+            let why = run(&mut connection, attach.as_bytes()).unwrap_err().to_string();
+            assert!(why.contains("other databases"), "{attach}: {why}");
+            assert!(!other.exists(), "{attach}");
+        }
+        // Nor without the authorizer.
+        let connection = Connection::open(dir.path().join("db")).unwrap();
+        close_off(&connection).unwrap();
+        assert!(connection.execute("ATTACH ? AS x", [name]).is_err());
+        assert!(!other.exists());
     }
 }
