@@ -4,6 +4,7 @@
 //! BEGIN and COMMIT do nothing: all of it is one transaction, whatever it says. What would reach beyond the database,
 //! or end the transaction another way, is refused.
 
+use crate::sql::guard;
 use rusqlite::config::DbConfig;
 use rusqlite::hooks::{AuthAction, AuthContext, Authorization};
 use rusqlite::limits::Limit;
@@ -15,6 +16,24 @@ use std::sync::{Arc, Mutex, PoisonError};
 pub const MAX_STATEMENT: usize = 64 << 20;
 /// Bytes read at once.
 const PIECE: usize = 64 << 10;
+
+/// Pragmas that scripts have, and about which the node decides: they do nothing.
+const THE_NODES: [&str; 12] = [
+    "cache_size",
+    "cache_spill",
+    "journal_mode",
+    "journal_size_limit",
+    "locking_mode",
+    "mmap_size",
+    "page_size",
+    "synchronous",
+    "temp_store",
+    "threads",
+    "wal_autocheckpoint",
+    "wal_checkpoint",
+];
+/// Pragmas that scripts may set beside those of any request. Whatever is in neither list may be felt by the process.
+const A_DUMPS: [&str; 4] = ["encoding", "legacy_alter_table", "legacy_file_format", "writable_schema"];
 
 /// A script failed; nothing of it remains.
 #[derive(Debug, thiserror::Error)]
@@ -114,7 +133,8 @@ fn close_off(connection: &Connection) -> rusqlite::Result<i32> {
 
 /// What a script may do.
 fn judge(action: &AuthAction<'_>, refused: &Mutex<Option<String>>) -> Authorization {
-    let why = match action {
+    let why;
+    let refusal = match action {
         AuthAction::Transaction { operation } => match operation {
             rusqlite::hooks::TransactionOperation::Rollback => {
                 "ROLLBACK: a script is one transaction, which only an error ends"
@@ -131,21 +151,20 @@ fn judge(action: &AuthAction<'_>, refused: &Mutex<Option<String>>) -> Authorizat
             "a script may not load extensions"
         }
         AuthAction::Pragma { pragma_name, pragma_value } => {
-            let name = pragma_name.to_ascii_lowercase();
-            match name.as_str() {
-                // The node decides about these.
-                "journal_mode" | "locking_mode" | "synchronous" | "wal_autocheckpoint" | "wal_checkpoint" => {
-                    return Authorization::Ignore;
-                }
-                "temp_store_directory" | "data_store_directory" if pragma_value.is_some() => {
-                    "a script may not say where files are"
-                }
-                _ => return Authorization::Allow,
+            let is = |list: &[&str]| list.iter().any(|known| known.eq_ignore_ascii_case(pragma_name));
+            // Modules, such as rtree, look at some of them themselves.
+            if is(&THE_NODES) && (pragma_value.is_some() || is(&["wal_checkpoint"])) {
+                return Authorization::Ignore;
             }
+            if pragma_value.is_none() || is(&A_DUMPS) || guard::is_harmless(pragma_name) {
+                return Authorization::Allow;
+            }
+            why = format!("PRAGMA {pragma_name} can't be set by a script");
+            &why
         }
         _ => return Authorization::Allow,
     };
-    *refused.lock().unwrap_or_else(PoisonError::into_inner) = Some(why.to_owned());
+    *refused.lock().unwrap_or_else(PoisonError::into_inner) = Some(refusal.to_owned());
     Authorization::Deny
 }
 
@@ -369,7 +388,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let other = dir.path().join("other.db");
         let name = other.to_str().unwrap();
-        let mut connection = Connection::open(dir.path().join("db")).unwrap();
+        let connection = Connection::open(dir.path().join("db")).unwrap();
         connection.execute_batch("CREATE TABLE name(n)").unwrap();
         connection.execute("INSERT INTO name VALUES (?)", [name]).unwrap();
         drop(connection);
@@ -396,5 +415,45 @@ mod tests {
         close_off(&connection).unwrap();
         assert!(connection.execute("ATTACH ? AS x", [name]).is_err());
         assert!(!other.exists());
+    }
+
+    /// The process is others', too: a script sets what dumps have, and nothing beyond.
+    #[test]
+    fn a_script_sets_no_pragma_of_the_process() {
+        let fresh = || Connection::open_in_memory().unwrap();
+        for pragma in [
+            "hard_heap_limit=1",
+            "soft_heap_limit(1000)",
+            "max_page_count=1",
+            "temp_store_directory='/tmp'",
+            "trusted_schema=ON",
+            "query_only=1",
+            "schema_version=7",
+            "no_such_pragma=1",
+        ] {
+            let why = run(&mut fresh(), format!("PRAGMA main.{pragma}").as_bytes()).unwrap_err().to_string();
+            assert!(why.contains("can't be set by a script"), "{pragma}: {why}");
+            let why = run(&mut fresh(), format!("PRAGMA {pragma}").as_bytes()).unwrap_err().to_string();
+            assert!(why.contains("can't be set by a script"), "{pragma}: {why}");
+        }
+        let dumped = "PRAGMA hard_heap_limit; PRAGMA foreign_keys=OFF; PRAGMA encoding='UTF-16le'; \
+                      PRAGMA page_size=1024; PRAGMA auto_vacuum=1; PRAGMA journal_mode=WAL; PRAGMA synchronous=OFF; \
+                      PRAGMA cache_size=-2000000; PRAGMA user_version=3; PRAGMA application_id=4; \
+                      PRAGMA writable_schema=ON; CREATE TABLE t(a); PRAGMA writable_schema=OFF; \
+                      CREATE VIRTUAL TABLE r USING rtree(id, a, b); INSERT INTO r VALUES (1, 2, 3);";
+        let mut connection = fresh();
+        run(&mut connection, dumped.as_bytes()).unwrap();
+        let is = |pragma: &str, value: &str| {
+            let sql = format!("SELECT CAST({pragma} AS TEXT) FROM pragma_{pragma}");
+            assert_eq!(connection.query_row(&sql, [], |row| row.get(0)), Ok(value.to_owned()), "{pragma}");
+        };
+        is("user_version", "3");
+        is("application_id", "4");
+        is("encoding", "UTF-16le");
+        is("page_size", "4096");
+        is("hard_heap_limit", "0");
+        // The module has learned the page size.
+        let node = connection.query_row("SELECT length(data) FROM r_node", [], |row| row.get::<_, u32>(0));
+        assert!(node.unwrap() > 512);
     }
 }

@@ -219,6 +219,11 @@ fn pragma(name: &str, value: Option<&str>, alone: bool) -> Result<(), String> {
     if alone { Ok(()) } else { Err(format!("PRAGMA {name} can't be set here")) }
 }
 
+/// Whether it is a pragma that looks at, or changes, no more than the connection and its database.
+pub fn is_harmless(name: &str) -> bool {
+    PLAIN.iter().chain(&SETTINGS).any(|known| known.eq_ignore_ascii_case(name))
+}
+
 /// Whether a request with this statement must have a connection to itself: what it does can't be done within a
 /// transaction, or would be felt by others. Where in doubt, yes.
 pub fn needs_a_connection(sql: &str) -> bool {
