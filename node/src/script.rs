@@ -2,9 +2,10 @@
 //!
 //! Where a statement ends is found by the rules of `sqlite3_complete`, byte by byte (`Splitter`). The script's own
 //! BEGIN and COMMIT do nothing: all of it is one transaction, whatever it says. What would reach beyond the database,
-//! or end the transaction another way, is refused.
+//! or end the transaction another way, is refused. A [`Stop`] ends it before its end, within a statement too.
 
 use crate::sql::guard;
+use crate::stop::Stop;
 use rusqlite::config::DbConfig;
 use rusqlite::hooks::{AuthAction, AuthContext, Authorization};
 use rusqlite::limits::Limit;
@@ -49,6 +50,14 @@ pub enum ScriptError {
         /// Why.
         why: String,
     },
+    /// It had to stop.
+    #[error("line {line}: {why}")]
+    Stopped {
+        /// The line where the statement begins.
+        line: u64,
+        /// Why.
+        why: &'static str,
+    },
     /// The transaction can't begin or end.
     #[error("{what}: {error}")]
     Transaction {
@@ -60,7 +69,7 @@ pub enum ScriptError {
 }
 
 /// Runs the script. The connection must be in no transaction; it is to be used for nothing else afterwards.
-pub fn run(connection: &mut Connection, mut script: impl Read) -> Result<(), ScriptError> {
+pub fn run(connection: &mut Connection, mut script: impl Read, stop: &Stop) -> Result<(), ScriptError> {
     let failed = |what| move |error| ScriptError::Transaction { what, error };
     let refused: Arc<Mutex<Option<String>>> = Arc::default();
     // A script brings its rows in any order.
@@ -69,18 +78,27 @@ pub fn run(connection: &mut Connection, mut script: impl Read) -> Result<(), Scr
     let authorize = move |context: AuthContext<'_>| judge(&context.action, &ours);
     connection.authorizer(Some(authorize)).map_err(failed("beginning"))?;
     let attached = close_off(connection).map_err(failed("beginning"))?;
+    stop.watch(connection).map_err(failed("beginning"))?;
 
     let mut splitter = Splitter::default();
     let mut statement = Vec::new();
     let (mut line, mut begins, mut fresh) = (1, 1, true);
     let mut piece = vec![0; PIECE];
     let execute = |statement: &mut Vec<u8>, line: u64| {
+        let stopped = |why| ScriptError::Stopped { line, why };
+        // A short statement may end before SQLite looks.
+        if let Some(why) = stop.why() {
+            return Err(stopped(why));
+        }
         let at = |why: String| ScriptError::Statement { line, why };
         let sql = std::str::from_utf8(statement).map_err(|_| at("this is no UTF-8 text".into()))?;
         if sql.contains('\0') {
             return Err(at("there is a NUL in the text".into()));
         }
         let done = connection.execute_batch(sql).map_err(|error| {
+            if let Some(why) = stop.interrupted(&error) {
+                return stopped(why);
+            }
             let reason = refused.lock().unwrap_or_else(PoisonError::into_inner).take();
             at(reason.unwrap_or_else(|| error.to_string()))
         });
@@ -116,6 +134,7 @@ pub fn run(connection: &mut Connection, mut script: impl Read) -> Result<(), Scr
     execute(&mut statement, begins)?;
     let none = None::<fn(AuthContext<'_>) -> Authorization>;
     connection.authorizer(none).map_err(failed("committing"))?;
+    connection.progress_handler(0, None::<fn() -> bool>).map_err(failed("committing"))?;
     // For the VACUUM of whoever made the connection.
     connection.set_limit(Limit::SQLITE_LIMIT_ATTACHED, attached).map_err(failed("committing"))?;
     connection.execute_batch("COMMIT").map_err(failed("committing"))
@@ -304,6 +323,11 @@ impl Splitter {
 mod tests {
     use super::*;
     use proptest::prelude::*;
+    use std::time::Duration;
+
+    fn run(connection: &mut Connection, script: &[u8]) -> Result<(), ScriptError> {
+        super::run(connection, script, &Stop::after(Duration::from_secs(600)))
+    }
 
     fn split(sql: &str) -> Vec<&str> {
         let mut splitter = Splitter::default();
@@ -455,5 +479,38 @@ mod tests {
         // The module has learned the page size.
         let node = connection.query_row("SELECT length(data) FROM r_node", [], |row| row.get::<_, u32>(0));
         assert!(node.unwrap() > 512);
+    }
+
+    /// A script that never ends is ended, within a statement and between two, and leaves nothing.
+    #[test]
+    fn a_script_stops() {
+        const FOREVER: &str =
+            "INSERT INTO t WITH RECURSIVE c(n) AS (SELECT 1 UNION ALL SELECT n+1 FROM c) SELECT n FROM c;";
+        struct Endless;
+        impl Read for Endless {
+            fn read(&mut self, into: &mut [u8]) -> io::Result<usize> {
+                into[..11].copy_from_slice(b" SELECT 1; ");
+                Ok(11)
+            }
+        }
+        let dir = tempfile::tempdir().unwrap();
+        let open = || Connection::open(dir.path().join("db")).unwrap();
+        open().execute_batch("CREATE TABLE t(a)").unwrap();
+        let soon = || Stop::after(Duration::from_millis(50));
+        let within = format!("INSERT INTO t VALUES (1);\n{FOREVER}");
+        let late = super::run(&mut open(), within.as_bytes(), &soon()).unwrap_err();
+        assert!(matches!(late, ScriptError::Stopped { line: 2, why } if why.contains("timeout")), "{late}");
+        let late = super::run(&mut open(), Endless, &soon()).unwrap_err();
+        assert!(matches!(late, ScriptError::Stopped { line: 1, .. }), "{late}");
+        let stop = Stop::after(Duration::from_secs(600));
+        let asker = stop.asker();
+        let running = std::thread::spawn({
+            let (mut connection, stop) = (open(), stop.clone());
+            move || super::run(&mut connection, FOREVER.as_bytes(), &stop).unwrap_err()
+        });
+        drop(asker);
+        let gone = running.join().unwrap();
+        assert!(matches!(gone, ScriptError::Stopped { why, .. } if why.contains("gone")), "{gone}");
+        assert_eq!(open().query_row("SELECT count(*) FROM t", [], |row| row.get(0)), Ok(0));
     }
 }
