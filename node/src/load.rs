@@ -105,7 +105,7 @@ pub fn staging(data_dir: &Path) -> io::Result<PathBuf> {
 }
 
 /// Bytes that the disk has free.
-fn free(path: &Path) -> io::Result<u64> {
+pub fn free(path: &Path) -> io::Result<u64> {
     let stat = statvfs(path)?;
     Ok(stat.blocks_available().saturating_mul(stat.fragment_size()))
 }
