@@ -66,6 +66,9 @@ impl Guard {
         connection.set_prepared_statement_cache_capacity(STATEMENTS);
         connection.set_db_config(DbConfig::SQLITE_DBCONFIG_DEFENSIVE, true)?;
         connection.set_db_config(DbConfig::SQLITE_DBCONFIG_ENABLE_FKEY, foreign_keys)?;
+        // Beside the authorizer; a VACUUM, which attaches a nameless file, is exempt.
+        connection.set_db_config(DbConfig::SQLITE_DBCONFIG_ENABLE_ATTACH_CREATE, false)?;
+        connection.set_db_config(DbConfig::SQLITE_DBCONFIG_ENABLE_ATTACH_WRITE, false)?;
         connection.set_limit(Limit::SQLITE_LIMIT_LENGTH, MAX_VALUE)?;
         let guard = Guard(state.clone());
         connection.authorizer(Some(move |context: AuthContext<'_>| guard.authorize(&context)))?;
@@ -214,6 +217,11 @@ fn pragma(name: &str, value: Option<&str>, alone: bool) -> Result<(), String> {
         return Err(format!("PRAGMA {name} can't be set over HTTP"));
     }
     if alone { Ok(()) } else { Err(format!("PRAGMA {name} can't be set here")) }
+}
+
+/// Whether it is a pragma that looks at, or changes, no more than the connection and its database.
+pub fn is_harmless(name: &str) -> bool {
+    PLAIN.iter().chain(&SETTINGS).any(|known| known.eq_ignore_ascii_case(name))
 }
 
 #[cfg(test)]

@@ -10,6 +10,7 @@ use super::run::{self, Runner, Sink};
 use crate::db::database::Database;
 use bytes::Bytes;
 use rusqlite::Connection;
+use rusqlite::limits::Limit;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
@@ -173,6 +174,7 @@ impl Readers {
         }
         let mut connection = open_reader(&self.database)?;
         let guard = Guard::install(&mut connection, self.foreign_keys)?;
+        connection.set_limit(Limit::SQLITE_LIMIT_ATTACHED, 0)?;
         Ok(Ready { connection, guard, used: Instant::now() })
     }
 
