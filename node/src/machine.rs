@@ -11,7 +11,8 @@
 
 use crate::command::{Command, DbId};
 use crate::db::DbError;
-use crate::db::database::{Context, Database, Work};
+use crate::db::context::Context;
+use crate::db::database::{Database, Work};
 use crate::db::install::InstallError;
 use crate::db::registry::Registry;
 use crate::manifest::{Dropped, Manifest, ManifestError};

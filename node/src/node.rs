@@ -13,7 +13,8 @@
 use crate::access::{Access, AccessError};
 use crate::command::DbId;
 use crate::config::{Config, Limits};
-use crate::db::database::{Context, Database, first_token};
+use crate::db::context::{Context, first_token};
+use crate::db::database::Database;
 use crate::db::registry::Registry;
 use crate::db::{DbError, sql};
 use crate::forward;

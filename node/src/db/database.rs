@@ -15,20 +15,18 @@
 
 use super::DbError;
 use super::applier::Wal;
+use super::context::Context;
 use super::gate::{Arrived, Held, Waiting};
 use super::incoming::Incoming;
-use super::install::{InstallError, install_into_file, take_over};
+use super::install::InstallError;
 use super::lessor::Air;
 use super::parts::{Large, PartWork, Stager};
 use super::publish::Unpublished;
-use super::side_file::{Contents, Durable, Record, SideFile};
-use super::{checkpoint, scrub};
+use super::side_file::{Durable, Record, SideFile};
 use crate::command::{DbId, TransactionHead};
 use crate::core::head::Head;
 use crate::core::lease::{Lease, LeaseTable, SessionId, Who};
-use crate::core::recovery::{self, Plan};
 use crate::core::rule::CommitRule;
-use crate::leadership::Leadership;
 use crate::node::Node;
 use crate::transfer::Received;
 use bytes::Bytes;
@@ -45,76 +43,10 @@ use std::collections::{BTreeSet, HashMap, VecDeque};
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::AtomicBool;
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError, Weak};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
-use tokio::sync::{mpsc, oneshot, watch};
-use tracing::{error, info, warn};
-
-/// What all databases of a node share.
-#[derive(Debug)]
-pub struct Context {
-    /// This node's id.
-    pub node_id: u64,
-    /// Whether it leads.
-    pub leadership: Leadership,
-    /// Where workers run.
-    pub runtime: tokio::runtime::Handle,
-    /// Databases whose WAL has grown long.
-    pub checkpoints: mpsc::UnboundedSender<DbId>,
-    /// Databases that were fenced.
-    pub repairs: mpsc::UnboundedSender<DbId>,
-    /// Bytes of pages after which a WAL counts as long.
-    pub checkpoint_bytes: u64,
-    /// Bytes of parts of large transactions that are yet to be staged.
-    pub unstaged: watch::Sender<usize>,
-    /// How far the log is on this node's disk, once Raft has started.
-    pub flushed: OnceLock<watch::Receiver<u64>>,
-    /// How long a writer may hold the lease without progress while others wait.
-    pub lease_timeout: Duration,
-    /// The node, once it has started.
-    pub node: OnceLock<Weak<Node>>,
-}
-
-impl Context {
-    /// The node, while it runs.
-    pub fn node(&self) -> Option<Arc<Node>> {
-        self.node.get().and_then(Weak::upgrade)
-    }
-
-    /// Whether a node that last did something at this time is up, as far as this leader can tell.
-    pub fn hears(&self, node: u64, since: Instant) -> bool {
-        node == self.node_id || self.leadership.hears(node, since)
-    }
-
-    /// Resolves when not too much waits to be staged, for which nothing but the disk is needed: read again from the
-    /// log, a large transaction would come faster than it is written.
-    pub async fn room(unstaged: watch::Sender<usize>) {
-        const MAX_UNSTAGED: usize = 32 << 20;
-        let _ = unstaged.subscribe().wait_for(|bytes| *bytes < MAX_UNSTAGED).await;
-    }
-
-    /// Asks for a checkpoint of a database again, after a pause: something was in its way.
-    pub fn ask_again(&self, id: DbId) {
-        const PAUSE: Duration = Duration::from_secs(1);
-        let checkpoints = self.checkpoints.clone();
-        self.runtime.spawn(async move {
-            tokio::time::sleep(PAUSE).await;
-            let _ = checkpoints.send(id);
-        });
-    }
-
-    /// Waits until the log is on disk up to `index`. To be called on a blocking thread.
-    pub fn wait_flushed(&self, index: u64, patience: Duration) -> bool {
-        let Some(mut flushed) = self.flushed.get().cloned() else { return false };
-        if *flushed.borrow() >= index {
-            return true;
-        }
-        self.runtime.block_on(async move {
-            let waited = tokio::time::timeout(patience, flushed.wait_for(|&at| at >= index)).await;
-            matches!(waited, Ok(Ok(_)))
-        })
-    }
-}
+use tokio::sync::{oneshot, watch};
+use tracing::{error, warn};
 
 /// What a worker is to do.
 #[derive(Debug)]
@@ -424,148 +356,6 @@ pub struct DatabaseStatus {
 }
 
 impl Database {
-    /// Opens a database whose files exist: holds it, and makes of its WAL what [`recovery`] says.
-    pub fn open(
-        context: Arc<Context>,
-        path: &Path,
-        id: DbId,
-        name: &str,
-        page_size: PageSize,
-    ) -> Result<Database, DbError> {
-        let gate_lock = GateLock::open(path, true).map_err(DbError::io(path, "opening the gate file"))?;
-        // SAFETY: the functions are those of the SQLite that is linked into this program.
-        let holder = unsafe { Holder::open(&super::sql::api(), path)? };
-        hold(&holder)?;
-        let (mut side, contents) = SideFile::open(path, id, page_size)?;
-        let Contents { mut durable, records, mut hashes } = contents;
-        // One that can't be read was perhaps promised: the database is served only once it has it again.
-        let (incoming, mut fenced) = match Incoming::find(path, id, page_size) {
-            Ok(incoming) => (incoming, None),
-            Err(error) => (None, Some(error.to_string())),
-        };
-        let attached = holder.others_attached()?;
-        let header = wal_index::recover_header(holder.region(0)?);
-        let publications: Vec<_> = records.iter().map(|r| r.publication).collect();
-        let plan = recovery::plan(attached, header.as_ref(), durable.position.index, &publications);
-        let wal = Wal::open(path, page_size)?;
-        // Where no checkpoint was at work, nobody but the node can have changed the file.
-        let same = durable.target > durable.position.index
-            || checkpoint::stamp(&holder, page_size)? == durable.stamp;
-        if !same {
-            warn!(database = name, "its file was changed while the node was down; reading all of it");
-            fenced = fenced.or(scrub::first_difference(&holder, &hashes)?);
-        }
-        // One that was sealed, but never installed, may be stale: then the file has moved past its base.
-        let mut incoming = incoming.filter(|incoming| {
-            let (base, index) = (incoming.target.base, incoming.target.position.index);
-            let beside = durable.target > base && durable.target < index;
-            durable.position.index == index || (durable.position.index <= base && !beside)
-        });
-        let stager = Arc::new(Stager::new(path, context.runtime.clone(), context.unstaged.clone())?);
-        let published = match plan {
-            Plan::Rebuild => {
-                // A checkpoint was cut short: the file may hold pages of entries that are yet to come again, so
-                // that even a stock reader must wait for them.
-                let behind = durable.target > durable.position.index;
-                if (behind || incoming.is_some()) && !holder.exclude_readers()? {
-                    warn!(database = name, "a stock reader is there while the database is rebuilt");
-                }
-                holder.lock(IndexLock::Recover)?;
-                if let Some(incoming) = incoming.take() {
-                    durable = install_into_file(&holder, &mut side, &wal, &durable, &incoming)?;
-                    hashes = incoming.hashes;
-                    if durable.target == durable.position.index {
-                        holder.admit_readers();
-                    }
-                }
-                wal.reset(&holder, durable.pages)?;
-                holder.unlock(IndexLock::Recover);
-                durable.position.index
-            }
-            Plan::Resume { published } => published,
-        };
-        info!(
-            database = name,
-            durable = durable.position.index,
-            target = durable.target,
-            published,
-            ?plan,
-            "opened"
-        );
-        // What is on record is committed, and may have been read: nothing older is served. (Where the WAL
-        // stays, an app that has yet to publish the newest record is asking for it, so none waits for it.)
-        let newest = publications.last().map_or(0, |p| p.index);
-        let served = if plan == Plan::Rebuild { newest } else { published };
-        let recent = match plan {
-            Plan::Rebuild => VecDeque::new(),
-            Plan::Resume { published } => {
-                records.into_iter().filter(|r| r.publication.index <= published).collect()
-            }
-        };
-        let state = State {
-            rule: CommitRule::new(durable.position.index),
-            position: durable.position,
-            hashes,
-            dirty: BTreeSet::new(),
-            published,
-            consistent_from: served.max(durable.target).max(published),
-            queue: VecDeque::new(),
-            running: false,
-            head: Head::new(durable.position.index),
-            lease: LeaseTable::new(first_token(), context.lease_timeout),
-            asked: HashMap::new(),
-            linger_timer: None,
-            air: None,
-            next_ticket: first_token(),
-            grants: HashMap::new(),
-            arrived: None,
-            held: None,
-            pending: None,
-            publishing: None,
-            large: Large::default(),
-            recent,
-            durable,
-            fenced,
-            verifications: VecDeque::new(),
-            checkpoint_asked: false,
-            closed_at: None,
-            long_wal: 0,
-            hold: None,
-            held_bytes: 0,
-            installed: None,
-            transfer: None,
-        };
-        // Apps were attached: has the WAL the state that was installed?
-        let mut state = state;
-        if let Some(incoming) = incoming {
-            let index = incoming.target.position.index;
-            let installed = |r: &&Record| r.publication.index == index && r.txn == TxnId::default();
-            if state.recent.iter().any(|r| installed(&r)) {
-                take_over(&mut state, &incoming);
-            } else if durable.position.index == index {
-                state.fenced = Some("a repair was cut short".into());
-            }
-        }
-        let index = state.position.index;
-        Ok(Database {
-            id,
-            name: name.to_owned(),
-            page_size,
-            context,
-            holder,
-            gate_lock,
-            state: Mutex::new(state),
-            changed: Condvar::new(),
-            files: Mutex::new(Files { wal, side }),
-            stager,
-            progress: watch::Sender::new(index),
-            dropped: AtomicBool::new(false),
-            checkpointing: Mutex::new(()),
-            asking: tokio::sync::Semaphore::new(crate::forward::MAX_ASKING_FOR_ONE),
-            transfers: Arc::default(),
-        })
-    }
-
     /// The database file.
     pub fn path(&self) -> &Path {
         self.holder.path()
@@ -840,30 +630,6 @@ impl Database {
             self.state().long_wal = bytes;
         }
     }
-}
-
-/// Takes the locks that nobody else may have. A stock writer may be in the middle of a transaction that it
-/// began before the node came up; it gets some time to end it.
-fn hold(holder: &Holder) -> Result<(), DbError> {
-    const PATIENCE: Duration = Duration::from_secs(10);
-    let deadline = Instant::now() + PATIENCE;
-    for lock in [IndexLock::Write, IndexLock::Checkpoint] {
-        while !holder.try_lock(lock)? {
-            if Instant::now() >= deadline {
-                holder.lock(lock)?;
-                break;
-            }
-            warn!(database = %holder.path().display(), ?lock, "another process holds a lock of the node's");
-            std::thread::sleep(Duration::from_millis(100));
-        }
-    }
-    Ok(())
-}
-
-/// Where a life of a node begins to count, be it tokens or sessions: lives don't meet.
-pub(crate) fn first_token() -> u64 {
-    let since = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
-    since.map_or(0, |since| since.as_micros() as u64)
 }
 
 /// The path of a database in a directory.

@@ -3,7 +3,9 @@
 //! | module | what it is |
 //! |---|---|
 //! | [`registry`] | all databases of the node, by id and by name |
+//! | [`context`] | what they share |
 //! | [`database`] | one database: its state, and its queue of entries |
+//! | `open` | makes one of what a crash may have left |
 //! | [`gate`] | which app here may write it, and what becomes of a transaction |
 //! | [`lessor`] | on the leader: whose turn it is, on all nodes |
 //! | [`publish`] | judges an entry and makes it visible, by its app or by the applier |
@@ -22,6 +24,7 @@
 
 pub mod applier;
 pub mod checkpoint;
+pub mod context;
 pub mod database;
 pub mod dropping;
 pub mod export;
@@ -29,6 +32,7 @@ pub mod gate;
 pub mod incoming;
 pub mod install;
 pub mod lessor;
+mod open;
 pub mod parts;
 pub mod publish;
 pub mod registry;

@@ -1,7 +1,8 @@
 //! The databases of this node, by id and by name, and the directory that they live in.
 
 use super::DbError;
-use super::database::{Context, Database, database_path};
+use super::context::Context;
+use super::database::{Database, database_path};
 use super::dropping::{self, Tombstone};
 use super::side_file::{Durable, SideFile, Stamp, side_path};
 use crate::command::DbId;

@@ -1,0 +1,80 @@
+//! What all databases of a node share.
+
+use crate::command::DbId;
+use crate::leadership::Leadership;
+use crate::node::Node;
+use std::sync::{Arc, OnceLock, Weak};
+use std::time::{Duration, Instant};
+use tokio::sync::{mpsc, watch};
+
+/// What all databases of a node share.
+#[derive(Debug)]
+pub struct Context {
+    /// This node's id.
+    pub node_id: u64,
+    /// Whether it leads.
+    pub leadership: Leadership,
+    /// Where workers run.
+    pub runtime: tokio::runtime::Handle,
+    /// Databases whose WAL has grown long.
+    pub checkpoints: mpsc::UnboundedSender<DbId>,
+    /// Databases that were fenced.
+    pub repairs: mpsc::UnboundedSender<DbId>,
+    /// Bytes of pages after which a WAL counts as long.
+    pub checkpoint_bytes: u64,
+    /// Bytes of parts of large transactions that are yet to be staged.
+    pub unstaged: watch::Sender<usize>,
+    /// How far the log is on this node's disk, once Raft has started.
+    pub flushed: OnceLock<watch::Receiver<u64>>,
+    /// How long a writer may hold the lease without progress while others wait.
+    pub lease_timeout: Duration,
+    /// The node, once it has started.
+    pub node: OnceLock<Weak<Node>>,
+}
+
+impl Context {
+    /// The node, while it runs.
+    pub fn node(&self) -> Option<Arc<Node>> {
+        self.node.get().and_then(Weak::upgrade)
+    }
+
+    /// Whether a node that last did something at this time is up, as far as this leader can tell.
+    pub fn hears(&self, node: u64, since: Instant) -> bool {
+        node == self.node_id || self.leadership.hears(node, since)
+    }
+
+    /// Resolves when not too much waits to be staged, for which nothing but the disk is needed: read again from the
+    /// log, a large transaction would come faster than it is written.
+    pub async fn room(unstaged: watch::Sender<usize>) {
+        const MAX_UNSTAGED: usize = 32 << 20;
+        let _ = unstaged.subscribe().wait_for(|bytes| *bytes < MAX_UNSTAGED).await;
+    }
+
+    /// Asks for a checkpoint of a database again, after a pause: something was in its way.
+    pub fn ask_again(&self, id: DbId) {
+        const PAUSE: Duration = Duration::from_secs(1);
+        let checkpoints = self.checkpoints.clone();
+        self.runtime.spawn(async move {
+            tokio::time::sleep(PAUSE).await;
+            let _ = checkpoints.send(id);
+        });
+    }
+
+    /// Waits until the log is on disk up to `index`. To be called on a blocking thread.
+    pub fn wait_flushed(&self, index: u64, patience: Duration) -> bool {
+        let Some(mut flushed) = self.flushed.get().cloned() else { return false };
+        if *flushed.borrow() >= index {
+            return true;
+        }
+        self.runtime.block_on(async move {
+            let waited = tokio::time::timeout(patience, flushed.wait_for(|&at| at >= index)).await;
+            matches!(waited, Ok(Ok(_)))
+        })
+    }
+}
+
+/// Where a life of a node begins to count, be it tokens or sessions: lives don't meet.
+pub(crate) fn first_token() -> u64 {
+    let since = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
+    since.map_or(0, |since| since.as_micros() as u64)
+}
