@@ -601,7 +601,7 @@ mod tests {
     #[test]
     fn an_unknown_outcome_is_no_refusal() {
         let error = || rusqlite::Error::InvalidQuery;
-        let said = |outcome| not_written(&error(), Said { refusal: None, outcome: Some(outcome) });
+        let said = |outcome| not_written(&error(), Said { outcome: Some(outcome), ..Said::default() });
         for outcome in [Outcome::Unknown("the leader is gone".into()), Outcome::Committed(7)] {
             let why = said(outcome);
             assert!(matches!(why, LoadError::Unknown(_)), "{why}");

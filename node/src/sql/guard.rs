@@ -224,14 +224,6 @@ pub fn is_harmless(name: &str) -> bool {
     PLAIN.iter().chain(&SETTINGS).any(|known| known.eq_ignore_ascii_case(name))
 }
 
-/// Whether a request with this statement must have a connection to itself: what it does can't be done within a
-/// transaction, or would be felt by others. Where in doubt, yes.
-pub fn needs_a_connection(sql: &str) -> bool {
-    const WORDS: [&[u8]; 3] = [b"pragma", b"vacuum", b"temp"];
-    let bytes = sql.as_bytes();
-    WORDS.iter().any(|word| bytes.windows(word.len()).any(|window| window.eq_ignore_ascii_case(word)))
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -288,7 +280,7 @@ mod tests {
     #[test]
     fn what_is_taken_alone_only() {
         for sql in ["PRAGMA foreign_keys=ON", "VACUUM", "CREATE TEMP TABLE x(y)", "PRAGMA auto_vacuum=1"] {
-            assert!(needs_a_connection(sql), "{sql}");
+            assert!(crate::sql::words::needs_a_connection(sql), "{sql}");
             let (connection, guard) = guarded(Mode::Alone);
             guard.expect(sql);
             connection.execute_batch(sql).unwrap_or_else(|error| panic!("{sql}: {error}"));
