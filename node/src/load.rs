@@ -12,6 +12,7 @@
 //!
 //! A [`Stop`] ends the second and the third step while nothing is committed.
 
+use crate::db::ear::Said;
 use crate::db::export::{Journal, VERSIONS, set_journal};
 use crate::db::{DbError, sql};
 use crate::script::{self, ScriptError};
@@ -19,6 +20,7 @@ use crate::stop::Stop;
 use flate2::write::MultiGzDecoder;
 use nix::sys::statvfs::statvfs;
 use quire_vfs::format::PageSize;
+use quire_vfs::gate::proto::Outcome;
 use rusqlite::backup::{Backup, StepResult};
 use rusqlite::{Connection, ErrorCode, OpenFlags};
 use std::fs::File;
@@ -74,8 +76,10 @@ pub enum LoadError {
     /// Nobody may write now.
     #[error("it could not be written, and nothing was changed: {0}")]
     Refused(String),
-    /// It is unknown whether it was.
-    #[error("{0}")]
+    /// It is unknown whether it was written.
+    #[error(
+        "its outcome is unknown: it may or may not have been written; look before you load it again: {0}"
+    )]
     Unknown(String),
     /// The database can't be opened.
     #[error(transparent)]
@@ -418,42 +422,52 @@ fn run_aside(script: &Path, into: &Path, page_size: PageSize, stop: &Stop) -> Re
 /// Makes the file the database's content, in one transaction.
 pub fn replace(ready: &Ready, database: &Path, socket: &Path, stop: &Stop) -> Result<(), LoadError> {
     let from = aside(&ready.path)?;
-    let mut to = sql::writer(database, socket)?;
+    let (mut to, ear) = sql::writer(database, socket)?;
     let backup = Backup::new(&from, &mut to).map_err(sqlite("beginning to write"))?;
     let deadline = Instant::now() + PATIENCE;
     loop {
         if let Some(why) = stop.why() {
             return Err(LoadError::Stopped(why.into()));
         }
-        match backup.step(STEP).map_err(not_written)? {
+        match backup.step(STEP).map_err(|error| not_written(&error, ear.take()))? {
             StepResult::Done => return Ok(()),
             StepResult::More => {}
             _ if Instant::now() < deadline => std::thread::sleep(Duration::from_millis(20)),
-            _ => return Err(LoadError::Refused(why_busy())),
+            _ => {
+                let why = ear.take().refusal.map(|refusal| refusal.to_string());
+                let why = why.unwrap_or_else(|| "another writer has the database; try again".into());
+                return Err(LoadError::Refused(why));
+            }
         }
     }
 }
 
 /// Runs the script on the database as it is, in one transaction.
 pub fn add(staged: &Staged, database: &Path, socket: &Path, stop: &Stop) -> Result<(), LoadError> {
-    let mut to = sql::writer(database, socket)?;
+    let (mut to, ear) = sql::writer(database, socket)?;
     to.busy_timeout(PATIENCE).map_err(sqlite("beginning to write"))?;
     let script: BufReader<Box<dyn Read>> = BufReader::new(Box::new(File::open(&staged.path)?));
     script::run(&mut to, script, stop).map_err(|error| match error {
-        ScriptError::Transaction { error, .. } => not_written(error),
+        ScriptError::Transaction { error, .. } => not_written(&error, ear.take()),
+        // A part of the transaction was refused: the script is not to blame.
+        ScriptError::Statement { line, why } => match ear.take().outcome {
+            Some(Outcome::Refused(why)) => LoadError::Refused(why),
+            _ => LoadError::Script(ScriptError::Statement { line, why }),
+        },
         other => of_script(other),
     })
 }
 
-fn why_busy() -> String {
-    sql::last_refusal().unwrap_or_else(|| "another writer has the database; try again".into())
-}
-
-fn not_written(error: rusqlite::Error) -> LoadError {
-    match sql::last_refusal() {
-        Some(why) if why.contains("unknown") => LoadError::Unknown(why),
-        Some(why) => LoadError::Refused(why),
-        None => LoadError::Refused(error.to_string()),
+/// What became of a transaction that failed with this error.
+fn not_written(error: &rusqlite::Error, said: Said) -> LoadError {
+    match (said.outcome, said.refusal) {
+        (Some(Outcome::Unknown(why)), _) => LoadError::Unknown(why),
+        (Some(Outcome::Committed(index)), _) => LoadError::Unknown(format!(
+            "it is committed at index {index}, but this node can't show it: {error}"
+        )),
+        (Some(Outcome::Refused(why)), _) => LoadError::Refused(why),
+        (None, Some(refusal)) => LoadError::Refused(refusal.to_string()),
+        (None, None) => LoadError::Refused(error.to_string()),
     }
 }
 
@@ -581,5 +595,22 @@ mod tests {
             let why = super::prepare(upload(&[bytes]).unwrap(), None, &stop).unwrap_err();
             assert!(matches!(&why, LoadError::Stopped(why) if why.contains("gone")), "{why}");
         }
+    }
+
+    /// What may have been written is never said to have changed nothing.
+    #[test]
+    fn an_unknown_outcome_is_no_refusal() {
+        let error = || rusqlite::Error::InvalidQuery;
+        let said = |outcome| not_written(&error(), Said { outcome: Some(outcome), ..Said::default() });
+        for outcome in [Outcome::Unknown("the leader is gone".into()), Outcome::Committed(7)] {
+            let why = said(outcome);
+            assert!(matches!(why, LoadError::Unknown(_)), "{why}");
+            assert!(why.to_string().contains("unknown") && !why.to_string().contains("nothing"), "{why}");
+        }
+        // The word makes no difference.
+        let why = said(Outcome::Refused("an unknown database".into()));
+        assert!(matches!(why, LoadError::Refused(_)), "{why}");
+        let why = not_written(&error(), Said::default());
+        assert!(matches!(why, LoadError::Refused(_)), "{why}");
     }
 }

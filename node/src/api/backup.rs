@@ -13,7 +13,8 @@
 //! | `timeout=60s` | how long the client may read slower than 64 KiB/s |
 //!
 //! The headers `x-quire-size` (bytes before compression, where known), `x-quire-index` and `x-quire-checksum` tell what
-//! comes. A body that could not be completed ends with a broken connection, never as if it were whole.
+//! comes. No backup is sent for longer than six hours. A body that could not be completed ends with a broken
+//! connection, never as if it were whole.
 
 use super::exchange::{self, ExchangeState};
 use super::sink::{self, Sink};
@@ -45,8 +46,6 @@ use tracing::{info, warn};
 /// How long the node may take to have what was committed before the request.
 const CATCH_UP: Duration = Duration::from_secs(10);
 
-/// How long packing may take.
-const PACKING: Duration = Duration::from_secs(6 * 3600);
 /// Bytes of the disk that a packed copy leaves to the node's own writing.
 const SPARE: u64 = 64 << 20;
 
@@ -172,7 +171,7 @@ pub(super) async fn backup(State(exchange): ExchangeState, params: Params) -> Re
         Err(why) => return error(StatusCode::SERVICE_UNAVAILABLE, &why.to_string()),
     };
     let (ours, asked, staging) = (database.clone(), wanted.clone(), exchange.staging.clone());
-    let stop = Stop::after(PACKING);
+    let stop = Stop::after(sink::LONGEST);
     let asker = stop.asker();
     // The place is the threads': a client that leaves doesn't give it back before they end.
     let opened =

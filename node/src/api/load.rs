@@ -10,7 +10,8 @@
 //! | `timeout=1h` | how long it may take from when everything has come |
 //!
 //! The answer is `{"database", "kind", "bytes", "pages", "index"}`, once the transaction is committed. Whatever fails
-//! before changes nothing. It is given up when the client leaves before the commit. `Expect: 100-continue` spares a client to send what is refused anyway.
+//! before changes nothing; 504 says that the outcome is unknown. It is given up when the client leaves before the
+//! commit. `Expect: 100-continue` spares a client to send what is refused anyway.
 
 use super::exchange::{self, Exchange, ExchangeState};
 use super::{Params, body, error};
@@ -68,9 +69,8 @@ impl From<LoadError> for Refused {
             }
             LoadError::Stopped(_) => StatusCode::REQUEST_TIMEOUT,
             LoadError::NoRoom { .. } => StatusCode::INSUFFICIENT_STORAGE,
-            LoadError::Refused(_) | LoadError::Unknown(_) | LoadError::Database(_) => {
-                StatusCode::SERVICE_UNAVAILABLE
-            }
+            LoadError::Refused(_) | LoadError::Database(_) => StatusCode::SERVICE_UNAVAILABLE,
+            LoadError::Unknown(_) => StatusCode::GATEWAY_TIMEOUT,
             LoadError::Io(_) | LoadError::Sqlite { .. } => StatusCode::INTERNAL_SERVER_ERROR,
         };
         Refused(code, error.to_string())
@@ -202,5 +202,19 @@ async fn receive(exchange: &Arc<Exchange>, place: &Place, request: Request) -> R
             let _ = timeout(DRAIN, rest).await;
             Err(why.into())
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// 503 promises that nothing was changed.
+    #[test]
+    fn an_unknown_outcome_has_a_code_of_its_own() {
+        let code = |error: LoadError| Refused::from(error).0;
+        assert_eq!(code(LoadError::Refused("no".into())), StatusCode::SERVICE_UNAVAILABLE);
+        assert_eq!(code(LoadError::Unknown("?".into())), StatusCode::GATEWAY_TIMEOUT);
+        assert_eq!(code(LoadError::Stopped("late".into())), StatusCode::REQUEST_TIMEOUT);
     }
 }

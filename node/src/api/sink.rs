@@ -1,6 +1,6 @@
 //! An answer whose body is made as it is sent, by a thread that blocks. What is sent stays in memory for a few pieces
 //! only; a client that reads too slowly, or not at all, ends it: whoever makes the body may hold a read transaction,
-//! for which the WAL grows.
+//! for which the WAL grows. However steadily it reads, no answer takes longer than [`LONGEST`].
 
 use axum::body::Body;
 use bytes::{Bytes, BytesMut};
@@ -20,6 +20,9 @@ const MIN_RATE: u64 = 64 << 10;
 pub(super) const GRACE: Duration = Duration::from_secs(60);
 /// The longest that it may ask for.
 pub(super) const MAX_GRACE: Duration = Duration::from_secs(600);
+
+/// No answer takes longer, however steadily it is read.
+pub(super) const LONGEST: Duration = Duration::from_secs(6 * 60 * 60);
 
 enum Frame {
     Piece(Bytes),
@@ -55,15 +58,25 @@ pub(super) fn sink(grace: Duration) -> (Sink, Body) {
     (sink, Body::from_stream(body))
 }
 
+/// When the next piece must have been taken.
+fn deadline(began: Instant, now: Instant, grace: Duration, sent: u64) -> Instant {
+    let average = began + grace + Duration::from_secs(sent / MIN_RATE);
+    // However fast it was before, no piece may take longer than the grace.
+    average.min(now + grace).min(began + LONGEST)
+}
+
 impl Sink {
     fn send(&self, frame: Frame) -> io::Result<()> {
-        // However fast it was before, no piece may take longer than the grace.
-        let average = self.began + self.grace + Duration::from_secs(self.sent / MIN_RATE);
-        let deadline = average.min(Instant::now() + self.grace);
+        let late = |why| Err(io::Error::new(io::ErrorKind::TimedOut, why));
+        let now = Instant::now();
+        if now >= self.began + LONGEST {
+            return late("the client has read for too long");
+        }
+        let deadline = deadline(self.began, now, self.grace, self.sent);
         match self.runtime.block_on(timeout_at(deadline, self.frames.send(frame))) {
             Ok(Ok(())) => Ok(()),
             Ok(Err(_)) => Err(io::Error::new(io::ErrorKind::BrokenPipe, "the client is gone")),
-            Err(_) => Err(io::Error::new(io::ErrorKind::TimedOut, "the client reads too slowly")),
+            Err(_) => late("the client reads too slowly"),
         }
     }
 
@@ -107,5 +120,42 @@ impl Write for Sink {
 
     fn flush(&mut self) -> io::Result<()> {
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use futures_util::StreamExt as _;
+
+    #[test]
+    fn a_slow_client_has_an_end() {
+        let began = Instant::now();
+        let at = |seconds| began + Duration::from_secs(seconds);
+        // At the beginning, the grace; on average, the rate; for a piece, the grace; in all, the longest.
+        assert_eq!(deadline(began, began, GRACE, 0), at(60));
+        assert_eq!(deadline(began, at(100), GRACE, 50 * MIN_RATE), at(110));
+        assert_eq!(deadline(began, at(100), GRACE, 5000 * MIN_RATE), at(160));
+        let end = began + LONGEST;
+        assert_eq!(deadline(began, end - Duration::from_secs(1), MAX_GRACE, u64::MAX), end);
+    }
+
+    #[tokio::test]
+    async fn an_answer_that_lasts_too_long_is_cut_off() {
+        let (mut sink, body) = sink(GRACE);
+        // A machine that is up for less can't tell.
+        let Some(began) = sink.began.checked_sub(LONGEST) else { return };
+        sink.began = began;
+        let sending = tokio::task::spawn_blocking(move || {
+            sink.write_all(b"x")?;
+            sink.end()
+        });
+        let why = sending.await.unwrap().unwrap_err();
+        assert!(why.to_string().contains("too long"), "{why}");
+        let mut pieces = body.into_data_stream();
+        assert!(
+            pieces.next().await.is_some_and(|piece| piece.is_err()),
+            "the client must see that it is cut off"
+        );
     }
 }

@@ -21,12 +21,14 @@
 //! | [`incoming`] | `NAME.db-incoming`: a state on its way from another node |
 //! | [`install`] | makes an incoming state this node's own |
 //! | [`sql`] | the daemon's own connections, through the quire VFS |
+//! | [`ear`] | what the node says to one that writes |
 
 pub mod applier;
 pub mod checkpoint;
 pub mod context;
 pub mod database;
 pub mod dropping;
+pub mod ear;
 pub mod export;
 pub mod gate;
 pub mod incoming;

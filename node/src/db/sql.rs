@@ -3,6 +3,7 @@
 //! [`writer`] is an app's in every respect: its gate is the node's socket.
 
 use super::DbError;
+use super::ear::{Ear, Listening};
 use quire_vfs::format::PageSize;
 use quire_vfs::format::transaction::TxnId;
 use quire_vfs::gate::proto::{Outcome, Refusal, RefusalCode, WalTarget};
@@ -97,8 +98,9 @@ pub fn checkpointer(database: &Path) -> Result<Connection, DbError> {
     Connection::open_with_flags_and_vfs(database, flags, c"quire").map_err(error(database, "opening it"))
 }
 
-/// Opens a connection that writes as an app does, through the node's socket. For threads that may block.
-pub fn writer(database: &Path, socket: &Path) -> Result<Connection, DbError> {
+/// Opens a connection that writes as an app does, through the node's socket. For threads that may block. What the node
+/// says to it is heard by the [`Ear`].
+pub fn writer(database: &Path, socket: &Path) -> Result<(Connection, Ear), DbError> {
     let request = vfs::OpenRequest {
         path: database.to_owned(),
         node: Some(socket.to_owned()),
@@ -110,8 +112,8 @@ pub fn writer(database: &Path, socket: &Path) -> Result<Connection, DbError> {
     };
     let gate = vfs::socket_opener()(&request).map_err(io::Error::other);
     let gate = gate.map_err(DbError::io(database, "opening it"))?;
-    LAST_REFUSAL.set(None);
-    open(database, OpenFlags::SQLITE_OPEN_READ_WRITE, Box::new(Remembering(gate)))
+    let (gate, ear) = Listening::to(gate);
+    Ok((open(database, OpenFlags::SQLITE_OPEN_READ_WRITE, Box::new(gate))?, ear))
 }
 
 /// A path as SQLite's URIs have it.
@@ -119,50 +121,6 @@ pub fn uri_path(path: &Path) -> String {
     let plain = |byte: u8| byte.is_ascii_alphanumeric() || b"/-_.~".contains(&byte);
     let escape = |byte: &u8| if plain(*byte) { char::from(*byte).into() } else { format!("%{byte:02x}") };
     path.as_os_str().as_bytes().iter().map(escape).collect()
-}
-
-thread_local! {
-    static LAST_REFUSAL: RefCell<Option<String>> = const { RefCell::new(None) };
-}
-
-/// Why the gate last refused something to a [`writer`] of this thread: SQLite itself only says that it did.
-pub fn last_refusal() -> Option<String> {
-    LAST_REFUSAL.take()
-}
-
-/// A gate that keeps its refusals for [`last_refusal`].
-struct Remembering(Box<dyn Gate>);
-
-impl Gate for Remembering {
-    fn info(&self) -> &DatabaseInfo {
-        self.0.info()
-    }
-
-    fn acquire(&mut self) -> Result<Grant, Refusal> {
-        let granted = self.0.acquire();
-        LAST_REFUSAL.set(granted.as_ref().err().map(ToString::to_string));
-        granted
-    }
-
-    fn part(&mut self, grant: &Grant, message: Vec<u8>) -> Result<(), String> {
-        let taken = self.0.part(grant, message);
-        LAST_REFUSAL.set(taken.as_ref().err().cloned());
-        taken
-    }
-
-    fn commit(&mut self, grant: &Grant, id: TxnId, target: WalTarget, message: Vec<u8>) -> Outcome {
-        let outcome = self.0.commit(grant, id, target, message);
-        LAST_REFUSAL.set(match &outcome {
-            Outcome::Refused(why) => Some(why.clone()),
-            Outcome::Unknown(why) => Some(format!("its outcome is unknown: {why}")),
-            _ => None,
-        });
-        outcome
-    }
-
-    fn release(&mut self, grant: Grant, linger: bool) {
-        self.0.release(grant, linger);
-    }
 }
 
 /// Names file and attempt in an error of SQLite's.
