@@ -190,6 +190,8 @@ fn hex(bytes: &[u8], out: &mut impl Write) -> io::Result<()> {
 mod tests {
     use super::*;
     use crate::script;
+    use crate::stop::Stop;
+    use std::time::Duration;
 
     const SCHEMA: &str = r#"
         PRAGMA user_version = 7;
@@ -235,7 +237,8 @@ mod tests {
         dump(&from, &[], &mut sql).unwrap();
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("copy");
-        script::run(&mut Connection::open(&path).unwrap(), sql.as_slice()).unwrap();
+        let stop = Stop::after(Duration::from_secs(600));
+        script::run(&mut Connection::open(&path).unwrap(), sql.as_slice(), &stop).unwrap();
         let again = Connection::open(&path).unwrap();
         assert_eq!(contents(&again), contents(&from), "{}", String::from_utf8_lossy(&sql));
         assert_eq!(again.query_row("PRAGMA integrity_check", [], |r| r.get(0)), Ok("ok".to_owned()));

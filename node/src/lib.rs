@@ -28,4 +28,5 @@ pub mod recover;
 pub mod repair;
 pub mod script;
 pub mod sql;
+pub mod stop;
 pub mod transfer;

@@ -9,10 +9,13 @@
 //! 3. [`replace`] or [`add`]: through a connection like an app's, with SQLite's own backup API or the script's
 //!    statements. A large transaction travels in parts, as any app's does; readers see one switch, and whatever fails
 //!    before the end leaves nothing.
+//!
+//! A [`Stop`] ends the second and the third step while nothing is committed.
 
 use crate::db::export::{Journal, VERSIONS, set_journal};
 use crate::db::{DbError, sql};
 use crate::script::{self, ScriptError};
+use crate::stop::Stop;
 use flate2::write::MultiGzDecoder;
 use nix::sys::statvfs::statvfs;
 use quire_vfs::format::PageSize;
@@ -65,6 +68,9 @@ pub enum LoadError {
     /// The script fails.
     #[error("the SQL script fails, and nothing was changed: {0}")]
     Script(ScriptError),
+    /// It had to stop.
+    #[error("it was given up, and nothing was changed: {0}")]
+    Stopped(String),
     /// Nobody may write now.
     #[error("it could not be written, and nothing was changed: {0}")]
     Refused(String),
@@ -99,7 +105,7 @@ pub fn staging(data_dir: &Path) -> io::Result<PathBuf> {
 }
 
 /// Bytes that the disk has free.
-fn free(path: &Path) -> io::Result<u64> {
+pub fn free(path: &Path) -> io::Result<u64> {
     let stat = statvfs(path)?;
     Ok(stat.blocks_available().saturating_mul(stat.fragment_size()))
 }
@@ -266,6 +272,21 @@ fn sqlite(what: &'static str) -> impl FnOnce(rusqlite::Error) -> LoadError {
     move |error| LoadError::Sqlite { what, error }
 }
 
+/// The same, for a connection that is watched.
+fn watched(what: &'static str, stop: &Stop) -> impl FnOnce(rusqlite::Error) -> LoadError {
+    move |error| match stop.interrupted(&error) {
+        Some(why) => LoadError::Stopped(format!("{what}: {why}")),
+        None => LoadError::Sqlite { what, error },
+    }
+}
+
+fn of_script(error: ScriptError) -> LoadError {
+    match error {
+        ScriptError::Stopped { .. } => LoadError::Stopped(error.to_string()),
+        other => LoadError::Script(other),
+    }
+}
+
 /// A SQLite file that is ready to become a database's content.
 #[derive(Debug)]
 pub struct Ready {
@@ -276,18 +297,18 @@ pub struct Ready {
 }
 
 /// Makes a file of what was received that can replace a database: one of this page size, if there is one to be kept.
-pub fn prepare(staged: Staged, page_size: Option<PageSize>) -> Result<Ready, LoadError> {
+pub fn prepare(staged: Staged, page_size: Option<PageSize>, stop: &Stop) -> Result<Ready, LoadError> {
     let Staged { dir, path, kind, bytes } = staged;
     let (path, found) = match kind {
         Kind::File => {
             let found = check_header(&path, bytes)?;
-            check_pages(&path)?;
+            check_pages(&path, stop)?;
             (path, found)
         }
         Kind::Script => {
             let size = page_size.unwrap_or(PageSize::DEFAULT);
             let built = dir.path().join("built");
-            run_aside(&path, &built, size)?;
+            run_aside(&path, &built, size, stop)?;
             (built, size)
         }
     };
@@ -297,10 +318,12 @@ pub fn prepare(staged: Staged, page_size: Option<PageSize>) -> Result<Ready, Loa
     }
     check_room(dir.path(), (ROOM + 1) * bytes)?;
     let converted = dir.path().join("converted");
-    let from = aside(&path)?;
+    let mut from = aside(&path)?;
+    stop.watch(&mut from).map_err(sqlite("converting it"))?;
     let into = converted.to_string_lossy();
     from.pragma_update(None, "page_size", wanted.get()).map_err(sqlite("converting it"))?;
-    from.execute("VACUUM INTO ?", [&into]).map_err(sqlite("converting it to the database's page size"))?;
+    let what = "converting it to the database's page size";
+    from.execute("VACUUM INTO ?", [&into]).map_err(watched(what, stop))?;
     Ok(Ready { _dir: dir, path: converted, page_size: wanted })
 }
 
@@ -351,8 +374,9 @@ fn check_header(path: &Path, bytes: u64) -> Result<PageSize, LoadError> {
 }
 
 /// Has SQLite look at every page.
-fn check_pages(path: &Path) -> Result<(), LoadError> {
-    let connection = aside(path)?;
+fn check_pages(path: &Path, stop: &Stop) -> Result<(), LoadError> {
+    let mut connection = aside(path)?;
+    stop.watch(&mut connection).map_err(sqlite("checking it"))?;
     // CHECK constraints may need functions that only the app has.
     let ignore = connection.pragma_update(None, "ignore_check_constraints", true);
     ignore.map_err(sqlite("checking it"))?;
@@ -369,13 +393,13 @@ fn check_pages(path: &Path) -> Result<(), LoadError> {
                 tracing::warn!("a file that is loaded can't be checked completely: {error}");
                 Ok(())
             }
-            _ => Err(LoadError::Sqlite { what: "checking it", error }),
+            _ => Err(watched("checking it", stop)(error)),
         },
     }
 }
 
 /// Runs a script into a new file.
-fn run_aside(script: &Path, into: &Path, page_size: PageSize) -> Result<(), LoadError> {
+fn run_aside(script: &Path, into: &Path, page_size: PageSize, stop: &Stop) -> Result<(), LoadError> {
     let room = free(into.parent().unwrap_or(into))? / (ROOM + 1);
     let mut connection = aside(into)?;
     let most = room / u64::from(page_size.get()) + 1;
@@ -385,18 +409,22 @@ fn run_aside(script: &Path, into: &Path, page_size: PageSize) -> Result<(), Load
     );
     connection.execute_batch(&setup).map_err(sqlite("preparing a file"))?;
     let script = BufReader::new(File::open(script)?);
-    script::run(&mut connection, script).map_err(LoadError::Script)?;
+    script::run(&mut connection, script, stop).map_err(of_script)?;
+    stop.watch(&mut connection).map_err(sqlite("writing a file"))?;
     // One without a single table is yet to be written.
-    connection.execute_batch("VACUUM").map_err(sqlite("writing a file"))
+    connection.execute_batch("VACUUM").map_err(watched("writing a file", stop))
 }
 
 /// Makes the file the database's content, in one transaction.
-pub fn replace(ready: &Ready, database: &Path, socket: &Path) -> Result<(), LoadError> {
+pub fn replace(ready: &Ready, database: &Path, socket: &Path, stop: &Stop) -> Result<(), LoadError> {
     let from = aside(&ready.path)?;
     let mut to = sql::writer(database, socket)?;
     let backup = Backup::new(&from, &mut to).map_err(sqlite("beginning to write"))?;
     let deadline = Instant::now() + PATIENCE;
     loop {
+        if let Some(why) = stop.why() {
+            return Err(LoadError::Stopped(why.into()));
+        }
         match backup.step(STEP).map_err(not_written)? {
             StepResult::Done => return Ok(()),
             StepResult::More => {}
@@ -407,13 +435,13 @@ pub fn replace(ready: &Ready, database: &Path, socket: &Path) -> Result<(), Load
 }
 
 /// Runs the script on the database as it is, in one transaction.
-pub fn add(staged: &Staged, database: &Path, socket: &Path) -> Result<(), LoadError> {
+pub fn add(staged: &Staged, database: &Path, socket: &Path, stop: &Stop) -> Result<(), LoadError> {
     let mut to = sql::writer(database, socket)?;
     to.busy_timeout(PATIENCE).map_err(sqlite("beginning to write"))?;
     let script: BufReader<Box<dyn Read>> = BufReader::new(Box::new(File::open(&staged.path)?));
-    script::run(&mut to, script).map_err(|error| match error {
+    script::run(&mut to, script, stop).map_err(|error| match error {
         ScriptError::Transaction { error, .. } => not_written(error),
-        other => LoadError::Script(other),
+        other => of_script(other),
     })
 }
 
@@ -434,6 +462,10 @@ mod tests {
     use super::*;
     use flate2::Compression;
     use flate2::write::GzEncoder;
+
+    fn prepare(staged: Staged, page_size: Option<PageSize>) -> Result<Ready, LoadError> {
+        super::prepare(staged, page_size, &Stop::after(Duration::from_secs(600)))
+    }
 
     fn upload(pieces: &[&[u8]]) -> Result<Staged, LoadError> {
         let dir = tempfile::tempdir().unwrap();
@@ -534,5 +566,20 @@ mod tests {
         assert_eq!(connection.query_row("SELECT a FROM t", [], |row| row.get(0)), Ok(1));
         let ready = prepare(upload(&[b"-- nothing"]).unwrap(), None).unwrap();
         assert!(ready.path.metadata().unwrap().len() >= 4096);
+    }
+
+    #[test]
+    fn what_is_prepared_stops() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("x");
+        let rows = "WITH RECURSIVE c(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM c WHERE i < 5000)";
+        let script = format!("CREATE TABLE t(a UNIQUE); INSERT INTO t {rows} SELECT i FROM c;");
+        Connection::open(&path).unwrap().execute_batch(&script).unwrap();
+        let stop = Stop::after(Duration::from_secs(600));
+        drop(stop.asker());
+        for bytes in [&std::fs::read(&path).unwrap()[..], script.as_bytes()] {
+            let why = super::prepare(upload(&[bytes]).unwrap(), None, &stop).unwrap_err();
+            assert!(matches!(&why, LoadError::Stopped(why) if why.contains("gone")), "{why}");
+        }
     }
 }

@@ -281,7 +281,11 @@ pub(crate) async fn serve(node: &Arc<Node>, request: PeerRequest) -> PeerRespons
         PeerRequest::Barrier => Command::Barrier { nonce: nonce() },
         PeerRequest::ReadIndex { confirm: false } => {
             return match node.leadership().leading() {
-                Ok(_) => PeerResponse::Index(node.taken()),
+                // Not what this node has taken: an app on another node may have been told of more.
+                Ok(_) => match raft.committed().await {
+                    Ok(index) => PeerResponse::Index(index),
+                    Err(error) => Err::<(), _>(error).into(),
+                },
                 Err(refusal) => PeerResponse::Unavailable(refusal.message),
             };
         }

@@ -265,6 +265,14 @@ impl Raft {
         }
     }
 
+    /// The last entry that this node knows to be committed in the cluster, as its core has it now; [`Raft::status`]
+    /// can be a moment behind.
+    pub async fn committed(&self) -> RaftResult<u64> {
+        let look = self.inner.core.with_raft_state(|state| state.cluster_committed().map(|id| id.index()));
+        let index = timed(PING, "committed index", look).await?.map_err(stopped)?;
+        Ok(index.unwrap_or(0))
+    }
+
     /// Adds a member without a vote, or changes the addresses of one; on the leader. Then waits up to
     /// `wait_caught_up` for it to have (almost) the whole log; [`RaftError::NotCaughtUp`] means that it was added,
     /// but is still behind.

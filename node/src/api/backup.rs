@@ -23,8 +23,10 @@ use crate::db::export::{ExportError, Journal, set_journal};
 use crate::db::sql;
 use crate::db::view::View;
 use crate::dump;
+use crate::load;
 use crate::node::OpenError;
 use crate::peers::{self, PeerRequest};
+use crate::stop::Stop;
 use axum::extract::State;
 use axum::http::{HeaderMap, HeaderName, HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
@@ -42,6 +44,11 @@ use tracing::{info, warn};
 
 /// How long the node may take to have what was committed before the request.
 const CATCH_UP: Duration = Duration::from_secs(10);
+
+/// How long packing may take.
+const PACKING: Duration = Duration::from_secs(6 * 3600);
+/// Bytes of the disk that a packed copy leaves to the node's own writing.
+const SPARE: u64 = 64 << 20;
 
 /// What to send.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -110,6 +117,11 @@ enum BackupError {
     NoTable(String),
     #[error("{0} is reading its log again after a start; try again")]
     Starting(String),
+    #[error(
+        "not enough room to pack it: {need} bytes are needed on this node's disk, {free} are free; make room, or take \
+         it as it is, without vacuum"
+    )]
+    NoRoom { need: u64, free: u64 },
     #[error("packing it: {0}")]
     Pack(rusqlite::Error),
 }
@@ -160,9 +172,17 @@ pub(super) async fn backup(State(exchange): ExchangeState, params: Params) -> Re
         Err(why) => return error(StatusCode::SERVICE_UNAVAILABLE, &why.to_string()),
     };
     let (ours, asked, staging) = (database.clone(), wanted.clone(), exchange.staging.clone());
-    let opened = spawn_blocking(move || open(&ours, &asked, &staging)).await;
-    let (source, mut headers) = match opened {
+    let stop = Stop::after(PACKING);
+    let asker = stop.asker();
+    // The place is the threads': a client that leaves doesn't give it back before they end.
+    let opened =
+        spawn_blocking(move || Ok::<_, BackupError>((open(&ours, &asked, &staging, &stop)?, place))).await;
+    drop(asker);
+    let ((source, mut headers), place) = match opened {
         Ok(Ok(opened)) => opened,
+        Ok(Err(why @ BackupError::NoRoom { .. })) => {
+            return error(StatusCode::INSUFFICIENT_STORAGE, &why.to_string());
+        }
         Ok(Err(why @ BackupError::NoTable(_))) => return error(StatusCode::BAD_REQUEST, &why.to_string()),
         Ok(Err(why)) => return error(StatusCode::SERVICE_UNAVAILABLE, &why.to_string()),
         Err(_) => return error(StatusCode::INTERNAL_SERVER_ERROR, "the backup failed"),
@@ -194,11 +214,18 @@ fn describe(headers: &mut HeaderMap, wanted: &Wanted) {
     put(header::CONTENT_DISPOSITION, format!("attachment; filename=\"{}\"", wanted.file_name()));
 }
 
+/// Whether a packed copy of a database of this size has room: at worst it is as large.
+fn check_room(staging: &Path, bytes: u64) -> Result<(), BackupError> {
+    let (need, free) = (bytes.saturating_add(SPARE), load::free(staging)?);
+    if need > free { Err(BackupError::NoRoom { need, free }) } else { Ok(()) }
+}
+
 /// Takes the snapshot, and says what it is.
 fn open(
     database: &Arc<Database>,
     wanted: &Wanted,
     staging: &Path,
+    stop: &Stop,
 ) -> Result<(Source, HeaderMap), BackupError> {
     let mut headers = HeaderMap::new();
     let mut put = |name: &'static str, value: &str| {
@@ -216,9 +243,11 @@ fn open(
             Source::Sql(connection, tables.clone())
         }
         Form::File(_) if wanted.vacuum => {
+            check_room(staging, u64::from(database.pages()) * u64::from(database.page_size.get()))?;
             let dir = tempfile::Builder::new().prefix("backup-").tempdir_in(staging)?;
             let path = dir.path().join("packed");
-            let connection = sql::checkpointer(database.path())?;
+            let mut connection = sql::checkpointer(database.path())?;
+            stop.watch(&mut connection).map_err(BackupError::Pack)?;
             // By the host's own VFS: to ours, it would be a replicated database.
             let into = format!("file:{}?vfs=unix", sql::uri_path(&path));
             connection.execute("VACUUM INTO ?", [into]).map_err(BackupError::Pack)?;
@@ -290,4 +319,20 @@ fn write(
         Source::Sql(..) => {}
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_packed_copy_must_have_room() {
+        let dir = tempfile::tempdir().unwrap();
+        let free = load::free(dir.path()).unwrap();
+        check_room(dir.path(), 0).unwrap();
+        for bytes in [free, u64::MAX] {
+            let why = check_room(dir.path(), bytes).unwrap_err().to_string();
+            assert!(why.starts_with("not enough room to pack it"), "{why}");
+        }
+    }
 }

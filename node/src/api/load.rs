@@ -7,14 +7,16 @@
 //! | `replace` | a script, too, replaces what is there; else it is run on that. A file always replaces |
 //! | `noreplace` | 409 if the database has any content |
 //! | `redirect` | accepted; there is nowhere to go, as any node writes |
+//! | `timeout=1h` | how long it may take from when everything has come |
 //!
 //! The answer is `{"database", "kind", "bytes", "pages", "index"}`, once the transaction is committed. Whatever fails
-//! before changes nothing. `Expect: 100-continue` spares a client to send what is refused anyway.
+//! before changes nothing. It is given up when the client leaves before the commit. `Expect: 100-continue` spares a client to send what is refused anyway.
 
 use super::exchange::{self, Exchange, ExchangeState};
 use super::{Params, body, error};
 use crate::load::{self, Kind, LoadError, Staged, Upload};
 use crate::node::OpenError;
+use crate::stop::Stop;
 use axum::extract::{Request, State};
 use axum::http::{StatusCode, header};
 use axum::response::Response;
@@ -22,8 +24,8 @@ use futures_util::StreamExt as _;
 use serde_json::{Value, json};
 use std::sync::Arc;
 use std::time::Duration;
-use tokio::sync::mpsc;
-use tokio::task::{JoinError, spawn_blocking};
+use tokio::sync::{OwnedSemaphorePermit, mpsc};
+use tokio::task::{JoinError, JoinHandle, spawn_blocking};
 use tokio::time::timeout;
 use tracing::{info, warn};
 
@@ -34,6 +36,27 @@ const BACKLOG: usize = 8;
 /// How long what a client still sends is taken, so that it reads why it was refused.
 const DRAIN: Duration = Duration::from_secs(5);
 
+/// How long a load may take once everything has come, if the client says nothing else.
+const PATIENCE: Duration = Duration::from_secs(60 * 60);
+/// The longest that it may ask for.
+const MAX_PATIENCE: Duration = Duration::from_secs(24 * 60 * 60);
+
+/// The place that a load takes on this node, until the last of its threads has ended: also if the client has left, and
+/// this future with it.
+struct Place(Arc<OwnedSemaphorePermit>);
+
+impl Place {
+    /// Runs what blocks.
+    fn blocking<T: Send + 'static>(&self, work: impl FnOnce() -> T + Send + 'static) -> JoinHandle<T> {
+        let place = self.0.clone();
+        spawn_blocking(move || {
+            let done = work();
+            drop(place);
+            done
+        })
+    }
+}
+
 /// A refusal, as HTTP has it.
 struct Refused(StatusCode, String);
 
@@ -43,6 +66,7 @@ impl From<LoadError> for Refused {
             LoadError::Empty | LoadError::Foreign(_) | LoadError::Damaged(_) | LoadError::Script(_) => {
                 StatusCode::BAD_REQUEST
             }
+            LoadError::Stopped(_) => StatusCode::REQUEST_TIMEOUT,
             LoadError::NoRoom { .. } => StatusCode::INSUFFICIENT_STORAGE,
             LoadError::Refused(_) | LoadError::Unknown(_) | LoadError::Database(_) => {
                 StatusCode::SERVICE_UNAVAILABLE
@@ -79,13 +103,17 @@ pub(super) async fn load(State(exchange): ExchangeState, params: Params, request
     if exchange.node.raft_status().leader.is_none() {
         return error(StatusCode::SERVICE_UNAVAILABLE, "leader not found");
     }
-    let Ok(_place) = exchange.loads.clone().try_acquire_owned() else {
+    let patience = match params.duration("timeout") {
+        Ok(patience) => patience.unwrap_or(PATIENCE).min(MAX_PATIENCE),
+        Err(why) => return error(StatusCode::BAD_REQUEST, &why),
+    };
+    let Ok(place) = exchange.loads.clone().try_acquire_owned() else {
         return error(
             StatusCode::SERVICE_UNAVAILABLE,
             "too many loads are under way on this node; try again",
         );
     };
-    match Box::pin(take(&exchange, &name, &params, request)).await {
+    match Box::pin(take(&exchange, &Place(Arc::new(place)), &name, &params, patience, request)).await {
         Ok(answer) => body(&answer, params.flag("pretty")),
         Err(Refused(code, why)) => {
             warn!(database = name, "not loaded: {why}");
@@ -96,8 +124,10 @@ pub(super) async fn load(State(exchange): ExchangeState, params: Params, request
 
 async fn take(
     exchange: &Arc<Exchange>,
+    place: &Place,
     name: &str,
     params: &Params,
+    patience: Duration,
     request: Request,
 ) -> Result<Value, Refused> {
     let node = &exchange.node;
@@ -109,21 +139,24 @@ async fn take(
         // One that can't be written is no reason to have everything sent.
         node.open_database(name, false, None).await?;
     }
-    let staged = receive(exchange, request).await?;
+    let staged = receive(exchange, place, request).await?;
+    let stop = Stop::after(patience);
+    let _asker = stop.asker();
     let (kind, bytes) = (staged.kind, staged.bytes);
     info!(database = name, bytes, ?kind, "received what is to be loaded");
     let socket = node.socket_path();
     let database = if kind == Kind::Script && !params.flag("replace") {
         let database = node.open_database(name, true, None).await?;
         let path = database.path().to_owned();
-        spawn_blocking(move || load::add(&staged, &path, &socket)).await??;
+        place.blocking(move || load::add(&staged, &path, &socket, &stop)).await??;
         database
     } else {
         let page_size = found.map(|database| database.page_size);
-        let ready = spawn_blocking(move || load::prepare(staged, page_size)).await??;
+        let preparing = stop.clone();
+        let ready = place.blocking(move || load::prepare(staged, page_size, &preparing)).await??;
         let database = node.open_database(name, true, Some(ready.page_size)).await?;
         let path = database.path().to_owned();
-        spawn_blocking(move || load::replace(&ready, &path, &socket)).await??;
+        place.blocking(move || load::replace(&ready, &path, &socket, &stop)).await??;
         database
     };
     database.settled().await;
@@ -136,12 +169,12 @@ async fn take(
 }
 
 /// Stages the body; the disk is written on a thread of its own.
-async fn receive(exchange: &Arc<Exchange>, request: Request) -> Result<Staged, Refused> {
+async fn receive(exchange: &Arc<Exchange>, place: &Place, request: Request) -> Result<Staged, Refused> {
     let length = request.headers().get(header::CONTENT_LENGTH);
     let length = length.and_then(|length| length.to_str().ok()?.parse::<u64>().ok());
     let mut upload = Upload::begin(&exchange.staging, length)?;
     let (pieces, mut ready) = mpsc::channel::<axum::body::Bytes>(BACKLOG);
-    let staging = spawn_blocking(move || {
+    let staging = place.blocking(move || {
         while let Some(piece) = ready.blocking_recv() {
             upload.write(&piece)?;
         }
@@ -163,7 +196,7 @@ async fn receive(exchange: &Arc<Exchange>, request: Request) -> Result<Staged, R
     }
     drop(pieces);
     match staging.await? {
-        Ok(upload) => Ok(spawn_blocking(move || upload.finish()).await??),
+        Ok(upload) => Ok(place.blocking(move || upload.finish()).await??),
         Err(why) => {
             let rest = async { while let Some(Ok(_)) = body.next().await {} };
             let _ = timeout(DRAIN, rest).await;

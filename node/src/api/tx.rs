@@ -6,7 +6,7 @@
 //! | `/tx/ID/execute`, `query`, `request` | POST | as `/db/…`, within it |
 //! | `/tx/ID/commit`, `/tx/ID/rollback` | POST | ends it |
 //!
-//! One lives on the node that it was begun on, which must lead; another node answers 307 with the leader's address.
+//! One lives on the node that it was begun on, whichever that is: its connection is an app's, and apps write on any node.
 
 use super::{NodeState, Params, body, error};
 use crate::sql::interactive::EndError;
@@ -14,8 +14,8 @@ use crate::sql::request::Kind;
 use crate::sql::service::{Call, Reply};
 use crate::sql::writer::WriteError;
 use axum::extract::{Path, RawQuery, Request, State};
-use axum::http::{StatusCode, header};
-use axum::response::{IntoResponse, Response};
+use axum::http::StatusCode;
+use axum::response::Response;
 use serde_json::json;
 use std::time::Duration;
 
@@ -34,14 +34,6 @@ pub(super) async fn begin(State(node): NodeState, RawQuery(query): RawQuery) -> 
         Ok(idle) => idle.unwrap_or(IDLE).min(MAX_IDLE),
         Err(why) => return error(StatusCode::BAD_REQUEST, &why),
     };
-    if node.leadership().leading().is_err() {
-        let status = node.raft_status();
-        let leader = status.leader.filter(|&id| id != node.id()).and_then(|id| status.peers.get(&id));
-        let Some(leader) = leader else { return error(StatusCode::SERVICE_UNAVAILABLE, "leader not found") };
-        let question = if query.is_empty() { String::new() } else { format!("?{query}") };
-        let location = format!("{}://{}/tx{question}", node.config().http_scheme(), leader.http_addr);
-        return (StatusCode::TEMPORARY_REDIRECT, [(header::LOCATION, location)]).into_response();
-    }
     match service.begin(&node, &query, idle).await {
         Ok(id) => body(&json!({ "id": id }), false),
         Err(Ok(reply)) => super::sql::respond(reply, node.config().http_scheme(), "/tx", &query),

@@ -21,7 +21,7 @@ const CHANGE_TIMEOUT: Duration = Duration::from_secs(45);
 /// How long a node may be silent while it sends or takes a database.
 const SILENCE: Duration = Duration::from_secs(90);
 /// How long it may take to check and commit one that it has taken.
-const LOAD_TIMEOUT: Duration = Duration::from_secs(6 * 3600);
+pub const LOAD_TIMEOUT: Duration = Duration::from_secs(6 * 3600);
 
 /// A client of one node.
 #[derive(Clone, Debug)]

@@ -2,7 +2,7 @@
 //! so that what is sent is its state at one moment, with what is only in its WAL.
 
 use super::backup::bar;
-use super::client::Client;
+use super::client::{Client, LOAD_TIMEOUT};
 use crate::args::RestoreArgs;
 use anyhow::{Context as _, bail};
 use rusqlite::backup::{Backup, StepResult};
@@ -86,7 +86,9 @@ pub(super) fn load(
     let bar = bar(name, Some(size));
     let mut body = Watched { file: &mut source.file, bar: bar.clone() };
     let query = if replace { "replace" } else { "noreplace" };
-    let loaded = client.upload(&format!("/db/load?db={name}&{query}"), &mut body, size);
+    let patience = LOAD_TIMEOUT.as_secs();
+    let path = format!("/db/load?db={name}&timeout={patience}s&{query}");
+    let loaded = client.upload(&path, &mut body, size);
     bar.finish_and_clear();
     loaded.map_err(|why| match why.to_string() {
         said if said.ends_with("is not empty") => anyhow::anyhow!("{said}; replace what it has with {flag}"),

@@ -232,6 +232,10 @@ impl<'a> Session<'a> {
                 Ok(at) => index = at,
                 Err(error) if i == 0 => return member.fail(error),
                 // What came before it stands.
+                Err(WriteError::TimedOut(why)) => {
+                    member.error = Some(format!("timeout: {why}; only what has a result was run"));
+                    break;
+                }
                 Err(error) => {
                     member.error = Some(error.to_string());
                     break;
@@ -264,30 +268,18 @@ impl<'a> Session<'a> {
             let mark = member.json.mark();
             open.ear.take();
             let ran = open.statement(&request, statement, Mode::Alone, limit, &mut member.json);
-            let Said { refusal, outcome } = open.ear.take();
-            let why = match (ran, outcome, refusal) {
-                (_, Some(Outcome::Unknown(why)), _) => {
+            let why = match settle(ran, open.ear.take(), run::is_single(&statement.sql)) {
+                Ran::Done(index) => return Ok(index),
+                Ran::InPart(index, why) => {
                     member.json.reset(mark);
-                    return Err(WriteError::Unknown(why));
+                    write_error(&mut member.json, &why);
+                    return Ok(Some(index));
                 }
-                (Ok(()), Some(Outcome::Committed(index)), _) => return Ok(Some(index)),
-                (Err(failure), Some(Outcome::Committed(index)), _) => {
+                Ran::Failed(error) => {
                     member.json.reset(mark);
-                    return Err(WriteError::Unknown(unshown(index, &failure.message)));
+                    return Err(error);
                 }
-                (Err(_), Some(Outcome::Refused(why)), _) => why,
-                (Err(failure), None, Some(refusal)) if failure.code == Some(ErrorCode::DatabaseBusy) => {
-                    if refusal.code == RefusalCode::NotLeader {
-                        member.json.reset(mark);
-                        return Err(WriteError::NotLeader(refusal.message));
-                    }
-                    refusal.message
-                }
-                (Err(failure), None, None) if failure.code == Some(ErrorCode::DatabaseBusy) => {
-                    failure.message
-                }
-                // An error of its own, which is its result.
-                _ => return Ok(None),
+                Ran::Nothing(why) => why,
             };
             member.json.reset(mark);
             if Instant::now() >= limit {
@@ -295,6 +287,55 @@ impl<'a> Session<'a> {
             }
             std::thread::sleep(PAUSE);
         }
+    }
+}
+
+/// What a text of SQL came to that ran without a transaction around it.
+#[derive(Debug, PartialEq, Eq)]
+enum Ran {
+    /// It has its result, which may be an error of its own.
+    Done(Option<u64>),
+    /// Of its statements, some are committed, the last at this index, and then one failed.
+    InPart(u64, String),
+    /// It had no effect, but perhaps another time.
+    Nothing(String),
+    /// It has no result.
+    Failed(WriteError),
+}
+
+/// Each statement of a text is committed by itself. Once one is, the text must not be run again, and it is never said
+/// that nothing was changed.
+fn settle(ran: Result<(), Failure>, said: Said, is_single: bool) -> Ran {
+    let Said { refusal, outcome, committed } = said;
+    if let Some(Outcome::Unknown(why)) = outcome {
+        return Ran::Failed(WriteError::Unknown(why));
+    }
+    let Err(failure) = ran else { return Ran::Done(committed) };
+    match committed {
+        Some(index) if is_single => {
+            return Ran::Failed(WriteError::Unknown(unshown(index, &failure.message)));
+        }
+        Some(index) => {
+            let why = match outcome {
+                Some(Outcome::Refused(why)) => why,
+                _ => refusal.map_or(failure.message, |refusal| refusal.message),
+            };
+            return Ran::InPart(
+                index,
+                format!("{why}; what this text did before is committed, up to index {index}"),
+            );
+        }
+        None => {}
+    }
+    let is_busy = failure.code == Some(ErrorCode::DatabaseBusy);
+    match (outcome, refusal) {
+        (Some(Outcome::Refused(why)), _) => Ran::Nothing(why),
+        (None, Some(Refusal { code: RefusalCode::NotLeader, message })) if is_busy => {
+            Ran::Failed(WriteError::NotLeader(message))
+        }
+        (None, Some(refusal)) if is_busy => Ran::Nothing(refusal.message),
+        (None, None) if is_busy => Ran::Nothing(failure.message),
+        _ => Ran::Done(None),
     }
 }
 
@@ -482,3 +523,50 @@ fn unshown(index: u64, error: &str) -> String {
 
 /// SQLite's words.
 const FOREIGN_KEY: &str = "FOREIGN KEY constraint failed";
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn busy(message: &str) -> Result<(), Failure> {
+        let mut failure = Failure::of(message);
+        failure.code = Some(ErrorCode::DatabaseBusy);
+        Err(failure)
+    }
+
+    fn not_leader() -> Option<Refusal> {
+        Some(Refusal::new(RefusalCode::NotLeader, "node 1 does not lead"))
+    }
+
+    #[test]
+    fn a_text_of_which_a_part_is_committed_is_neither_run_again_nor_denied() {
+        let refused = || Some(Outcome::Refused("the leader has changed".into()));
+        let in_part = |said: Said, why: &str| {
+            let Ran::InPart(7, told) = settle(busy("database is locked"), said, false) else {
+                panic!("{why}");
+            };
+            assert!(told.contains(why) && told.contains("is committed, up to index 7"), "{told}");
+        };
+        let committed = Some(7);
+        in_part(Said { refusal: None, outcome: refused(), committed }, "the leader has changed");
+        let outcome = || Some(Outcome::Committed(7));
+        in_part(Said { refusal: not_leader(), outcome: outcome(), committed }, "does not lead");
+        in_part(Said { refusal: None, outcome: outcome(), committed }, "database is locked");
+        // One statement that is committed, but can't be shown.
+        let said = Said { refusal: None, outcome: outcome(), committed };
+        assert!(matches!(settle(busy("x"), said, true), Ran::Failed(WriteError::Unknown(_))));
+        let outcome = Some(Outcome::Unknown("gone".into()));
+        let said = Said { refusal: None, outcome, committed };
+        assert_eq!(settle(busy("x"), said, false), Ran::Failed(WriteError::Unknown("gone".into())));
+        // Nothing is committed: again, here or elsewhere.
+        let said = Said { refusal: None, outcome: refused(), committed: None };
+        assert_eq!(settle(busy("x"), said, false), Ran::Nothing("the leader has changed".into()));
+        let said = Said { refusal: not_leader(), outcome: None, committed: None };
+        let expected = Ran::Failed(WriteError::NotLeader("node 1 does not lead".into()));
+        assert_eq!(settle(busy("x"), said, false), expected);
+        assert_eq!(settle(busy("x"), Said::default(), true), Ran::Nothing("x".into()));
+        assert_eq!(settle(Err(Failure::of("its own")), Said::default(), true), Ran::Done(None));
+        let said = Said { refusal: None, outcome: Some(Outcome::Committed(7)), committed };
+        assert_eq!(settle(Ok(()), said, false), Ran::Done(committed));
+    }
+}

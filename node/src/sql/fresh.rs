@@ -38,7 +38,7 @@ pub(super) async fn fresh(
     let left = deadline.saturating_duration_since(Instant::now());
     let (request, limit) = match level {
         Level::None | Level::Auto => return fresh_enough(node, database, options).await,
-        Level::Weak if node.leadership().leading().is_ok() => return Ok(()),
+        // Also where this node leads: what an app has committed on another may still wait to be applied here.
         Level::Weak => (PeerRequest::ReadIndex { confirm: false }, left.min(ELECTION)),
         Level::Linearizable => {
             (PeerRequest::ReadIndex { confirm: true }, left.min(options.linearizable_timeout))
@@ -60,16 +60,16 @@ pub(super) async fn fresh(
     })?;
     let applied = async {
         node.wait_taken(index).await;
-        if !database.is_idle() {
-            database.settled().await;
-        }
+        database.caught_up().await;
     };
-    let late = |_| Reply::unavailable(format!("this node has not applied entry {index} in time"));
-    tokio::time::timeout_at(deadline.into(), applied).await.map_err(late)?;
-    match database.fenced() {
-        Some(why) => Err(Reply::unavailable(format!("{} is fenced on this node: {why}", database.name))),
-        None => Ok(()),
+    let is_late = tokio::time::timeout_at(deadline.into(), applied).await.is_err();
+    if let Some(why) = database.fenced() {
+        return Err(Reply::unavailable(format!("{} is fenced on this node: {why}", database.name)));
     }
+    if is_late {
+        return Err(Reply::unavailable(format!("this node has not applied entry {index} in time")));
+    }
+    Ok(())
 }
 
 /// Whether this node has heard of the leader lately enough for a read at level none.

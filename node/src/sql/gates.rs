@@ -34,8 +34,10 @@ pub enum OpenError {
 pub struct Said {
     /// Why there is no lease.
     pub refusal: Option<Refusal>,
-    /// What became of the transaction.
+    /// What became of the transaction; of the last, if there were several.
     pub outcome: Option<Outcome>,
+    /// The last index at which one of them was committed.
+    pub committed: Option<u64>,
 }
 
 /// The place where a writer finds what the node said.
@@ -45,6 +47,14 @@ pub struct Ear(Arc<Mutex<Said>>);
 impl Ear {
     fn said(&self) -> MutexGuard<'_, Said> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn hear(&self, outcome: &Outcome) {
+        let mut said = self.said();
+        if let Outcome::Committed(index) = outcome {
+            said.committed = Some(*index);
+        }
+        said.outcome = Some(outcome.clone());
     }
 
     /// What the node said since the last time.
@@ -73,14 +83,14 @@ impl Gate for WriterGate {
     fn part(&mut self, grant: &Grant, message: Vec<u8>) -> Result<(), String> {
         let answer = self.inner.part(grant, message);
         if let Err(why) = &answer {
-            self.ear.said().outcome = Some(Outcome::Refused(why.clone()));
+            self.ear.hear(&Outcome::Refused(why.clone()));
         }
         answer
     }
 
     fn commit(&mut self, grant: &Grant, id: TxnId, target: WalTarget, message: Vec<u8>) -> Outcome {
         let outcome = self.inner.commit(grant, id, target, message);
-        self.ear.said().outcome = Some(outcome.clone());
+        self.ear.hear(&outcome);
         outcome
     }
 
@@ -151,4 +161,20 @@ pub fn open_reader(database: &Database) -> Result<Connection, OpenError> {
     let connection =
         sql::open(database.path(), OpenFlags::SQLITE_OPEN_READ_ONLY, Box::new(ReaderGate(info)))?;
     Ok(connection)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_commit_is_remembered_whatever_comes_after_it() {
+        let ear = Ear::default();
+        ear.hear(&Outcome::Committed(7));
+        ear.hear(&Outcome::Refused("the leader has changed".into()));
+        let said = ear.take();
+        assert_eq!(said.committed, Some(7));
+        assert!(matches!(said.outcome, Some(Outcome::Refused(_))));
+        assert_eq!(ear.take().committed, None);
+    }
 }

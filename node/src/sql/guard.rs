@@ -66,6 +66,9 @@ impl Guard {
         connection.set_prepared_statement_cache_capacity(STATEMENTS);
         connection.set_db_config(DbConfig::SQLITE_DBCONFIG_DEFENSIVE, true)?;
         connection.set_db_config(DbConfig::SQLITE_DBCONFIG_ENABLE_FKEY, foreign_keys)?;
+        // Beside the authorizer; a VACUUM, which attaches a nameless file, is exempt.
+        connection.set_db_config(DbConfig::SQLITE_DBCONFIG_ENABLE_ATTACH_CREATE, false)?;
+        connection.set_db_config(DbConfig::SQLITE_DBCONFIG_ENABLE_ATTACH_WRITE, false)?;
         connection.set_limit(Limit::SQLITE_LIMIT_LENGTH, MAX_VALUE)?;
         let guard = Guard(state.clone());
         connection.authorizer(Some(move |context: AuthContext<'_>| guard.authorize(&context)))?;
@@ -216,12 +219,9 @@ fn pragma(name: &str, value: Option<&str>, alone: bool) -> Result<(), String> {
     if alone { Ok(()) } else { Err(format!("PRAGMA {name} can't be set here")) }
 }
 
-/// Whether a request with this statement must have a connection to itself: what it does can't be done within a
-/// transaction, or would be felt by others. Where in doubt, yes.
-pub fn needs_a_connection(sql: &str) -> bool {
-    const WORDS: [&[u8]; 3] = [b"pragma", b"vacuum", b"temp"];
-    let bytes = sql.as_bytes();
-    WORDS.iter().any(|word| bytes.windows(word.len()).any(|window| window.eq_ignore_ascii_case(word)))
+/// Whether it is a pragma that looks at, or changes, no more than the connection and its database.
+pub fn is_harmless(name: &str) -> bool {
+    PLAIN.iter().chain(&SETTINGS).any(|known| known.eq_ignore_ascii_case(name))
 }
 
 #[cfg(test)]
@@ -280,7 +280,7 @@ mod tests {
     #[test]
     fn what_is_taken_alone_only() {
         for sql in ["PRAGMA foreign_keys=ON", "VACUUM", "CREATE TEMP TABLE x(y)", "PRAGMA auto_vacuum=1"] {
-            assert!(needs_a_connection(sql), "{sql}");
+            assert!(crate::sql::words::needs_a_connection(sql), "{sql}");
             let (connection, guard) = guarded(Mode::Alone);
             guard.expect(sql);
             connection.execute_batch(sql).unwrap_or_else(|error| panic!("{sql}: {error}"));

@@ -7,9 +7,11 @@ use super::ffi;
 use super::guard::Mode;
 use super::request::Request;
 use super::run;
+use super::service::ELECTION;
 use super::writer::{Place, WriteError};
 use crate::db::database::Database;
 use std::collections::HashMap;
+use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, TrySendError, sync_channel};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
@@ -24,7 +26,8 @@ const PAUSE: Duration = Duration::from_millis(5);
 #[derive(Debug)]
 enum Command {
     Run(Arc<Request>, oneshot::Sender<Result<Vec<u8>, EndError>>),
-    Commit(oneshot::Sender<Result<Option<u64>, EndError>>),
+    /// The flag is set once it is tried.
+    Commit(Arc<AtomicBool>, oneshot::Sender<Result<Option<u64>, EndError>>),
     Rollback(oneshot::Sender<Result<Option<u64>, EndError>>),
 }
 
@@ -130,7 +133,15 @@ impl Transactions {
 
     /// Commits one; the log index, if it changed anything.
     pub async fn commit(&self, id: &str) -> Result<Option<u64>, EndError> {
-        self.ask(id, Command::Commit).await
+        let is_tried = Arc::new(AtomicBool::new(false));
+        let ended = self.ask(id, |reply| Command::Commit(is_tried.clone(), reply)).await;
+        match ended {
+            // Without a reply: what it came to can't be told.
+            Err(EndError::NotFound) if is_tried.load(SeqCst) => {
+                Err(EndError::Unknown("the transaction failed by a bug while it was committed".into()))
+            }
+            ended => ended,
+        }
     }
 
     /// Rolls one back.
@@ -149,6 +160,7 @@ impl Drop for Listed {
 }
 
 fn begin(database: &Database, place: &Place, until: Instant) -> Result<Open, WriteError> {
+    let began = Instant::now();
     let mut open = None;
     loop {
         let why = match &open {
@@ -161,6 +173,8 @@ fn begin(database: &Database, place: &Place, until: Instant) -> Result<Open, Wri
             },
             Some(connection) => match connection.begin() {
                 Ok(()) => return open.ok_or_else(|| WriteError::Refused("it was not begun".into())),
+                // Who leads next may be known in a moment.
+                Err(NotBegun::Error(WriteError::NotLeader(why))) if began.elapsed() < ELECTION => why,
                 Err(NotBegun::Error(error)) => return Err(error),
                 Err(NotBegun::Wait(why)) => why,
             },
@@ -184,7 +198,8 @@ fn serve(open: &Open, commands: &Receiver<Command>, limits: Limits) {
                     return;
                 }
             }
-            Ok(Command::Commit(reply)) => {
+            Ok(Command::Commit(is_tried, reply)) => {
+                is_tried.store(true, SeqCst);
                 let _ = reply.send(match open.commit() {
                     Committed::Yes(index) => Ok(index),
                     Committed::NotNow(why) | Committed::Never(why) => Err(EndError::RolledBack(why)),
@@ -217,4 +232,29 @@ fn statements(open: &Open, request: &Request, until: Instant) -> Result<Vec<u8>,
     }
     run::end(&mut json, &request.output, None, began, None);
     Ok(json.out)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A transaction whose thread does this with its first command, and ends.
+    fn transactions(thread: impl FnOnce(Command) + Send + 'static) -> Transactions {
+        let (commands, received) = sync_channel(1);
+        std::thread::spawn(move || thread(received.recv().unwrap()));
+        Transactions(Mutex::new(HashMap::from([("id".to_owned(), commands)])))
+    }
+
+    #[tokio::test]
+    async fn a_commit_without_a_reply_is_unknown_once_it_was_tried() {
+        let tried = transactions(|command| {
+            let Command::Commit(is_tried, _) = command else { panic!("{command:?}") };
+            is_tried.store(true, SeqCst);
+        });
+        assert!(matches!(tried.commit("id").await, Err(EndError::Unknown(_))));
+        assert_eq!(tried.commit("id").await, Err(EndError::NotFound));
+        assert_eq!(transactions(drop).commit("id").await, Err(EndError::NotFound));
+        assert_eq!(transactions(drop).rollback("id").await, Err(EndError::NotFound));
+        assert_eq!(tried.commit("other").await, Err(EndError::NotFound));
+    }
 }

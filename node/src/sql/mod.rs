@@ -14,6 +14,7 @@
 //! | [`queue`] | writes that nobody waits for |
 //! | [`run`] | one statement, and its result |
 //! | [`guard`] | what a client's SQL may do, and for how long |
+//! | [`words`] | what can be told of SQL before SQLite sees it |
 //! | [`gates`] | how the connections reach the node's gate |
 //! | [`json`], [`time`] | how results are written |
 //! | [`stats`] | counters |
@@ -34,6 +35,7 @@ pub mod run;
 pub mod service;
 pub mod stats;
 pub mod time;
+pub mod words;
 pub mod writer;
 
 /// Bytes of results of one request that are kept until its transaction has an outcome.

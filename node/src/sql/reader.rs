@@ -10,6 +10,7 @@ use super::run::{self, Runner, Sink};
 use crate::db::database::Database;
 use bytes::Bytes;
 use rusqlite::Connection;
+use rusqlite::limits::Limit;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
@@ -83,14 +84,39 @@ impl Reading {
     }
 }
 
-/// Ends what runs when it is dropped.
+/// A read, as the client and the thread that runs it see it.
+#[derive(Debug, Default)]
+struct Course {
+    /// The client is gone.
+    is_over: bool,
+    /// Stops what runs.
+    stop: Option<Arc<AtomicBool>>,
+}
+
+type Shared = Arc<Mutex<Course>>;
+
+fn course(shared: &Shared) -> std::sync::MutexGuard<'_, Course> {
+    shared.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// From now on the client's leaving sets `stop`. False if it is gone already: then nothing must run.
+fn begin(shared: &Shared, stop: &Arc<AtomicBool>) -> bool {
+    let mut course = course(shared);
+    stop.store(false, Relaxed);
+    course.stop = Some(stop.clone());
+    !course.is_over
+}
+
+/// Ends what runs, or would run, when it is dropped.
 #[derive(Debug)]
-struct Cancel(Arc<Mutex<Option<Arc<AtomicBool>>>>);
+struct Cancel(Shared);
 
 impl Drop for Cancel {
     fn drop(&mut self) {
-        if let Some(flag) = &*self.0.lock().unwrap_or_else(PoisonError::into_inner) {
-            flag.store(true, Relaxed);
+        let mut course = course(&self.0);
+        course.is_over = true;
+        if let Some(stop) = &course.stop {
+            stop.store(true, Relaxed);
         }
     }
 }
@@ -148,6 +174,7 @@ impl Readers {
         }
         let mut connection = open_reader(&self.database)?;
         let guard = Guard::install(&mut connection, self.foreign_keys)?;
+        connection.set_limit(Limit::SQLITE_LIMIT_ATTACHED, 0)?;
         Ok(Ready { connection, guard, used: Instant::now() })
     }
 
@@ -162,11 +189,15 @@ impl Readers {
         let place = place.map_err(|_| ReadError::TimedOut)?.map_err(|_| ReadError::TimedOut)?;
         let (chunks, received) = mpsc::channel(CHUNKS);
         let (readers, runtime) = (self.clone(), Handle::current());
-        let flag = Arc::new(Mutex::new(None));
-        let cancel = Cancel(flag.clone());
+        let shared = Shared::default();
+        let cancel = Cancel(shared.clone());
         let (begun, begins) = tokio::sync::oneshot::channel();
         let stream = Stream { chunks, runtime, deadline };
         let work = tokio::task::spawn_blocking(move || {
+            // It may have waited for this thread for a while.
+            if course(&shared).is_over {
+                return;
+            }
             let ready = match readers.connection() {
                 Ok(ready) => ready,
                 Err(error) => {
@@ -174,15 +205,14 @@ impl Readers {
                     return;
                 }
             };
-            ready.guard.cancelled().store(false, Relaxed);
-            *flag.lock().unwrap_or_else(PoisonError::into_inner) = Some(ready.guard.cancelled().clone());
-            if request.kind == super::request::Kind::Request && writes(&ready, &request) {
-                let _ = begun.send(Err(ReadError::Writes));
-            } else {
-                let _ = begun.send(Ok(()));
-                serve(&ready, &request, stream);
+            if begin(&shared, ready.guard.cancelled()) {
+                if request.kind == super::request::Kind::Request && writes(&ready, &request) {
+                    let _ = begun.send(Err(ReadError::Writes));
+                } else if begun.send(Ok(())).is_ok() {
+                    serve(&ready, &request, stream);
+                }
             }
-            *flag.lock().unwrap_or_else(PoisonError::into_inner) = None;
+            course(&shared).stop = None;
             if ready.connection.is_autocommit() {
                 readers.idle().push(Ready { used: Instant::now(), ..ready });
             }
@@ -239,4 +269,32 @@ fn serve(ready: &Ready, request: &Request, mut stream: Stream) {
     }
     run::end(&mut json, &output, error.as_deref(), began, None);
     let _ = stream.send(&mut json);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_client_that_leaves_before_its_read_begins_ends_it() {
+        let (shared, stop) = (Shared::default(), Arc::new(AtomicBool::new(false)));
+        drop(Cancel(shared.clone()));
+        assert!(!begin(&shared, &stop));
+    }
+
+    #[test]
+    fn a_client_that_leaves_stops_its_read_and_no_other() {
+        // The connection's flag may still be set by the client before.
+        let (shared, stop) = (Shared::default(), Arc::new(AtomicBool::new(true)));
+        let cancel = Cancel(shared.clone());
+        assert!(begin(&shared, &stop) && !stop.load(Relaxed));
+        drop(cancel);
+        assert!(stop.load(Relaxed));
+        let (shared, stop) = (Shared::default(), Arc::new(AtomicBool::new(false)));
+        let cancel = Cancel(shared.clone());
+        assert!(begin(&shared, &stop));
+        course(&shared).stop = None;
+        drop(cancel);
+        assert!(!stop.load(Relaxed), "the connection is another's by now");
+    }
 }

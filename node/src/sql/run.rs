@@ -342,7 +342,7 @@ impl Runner<'_> {
 }
 
 impl Failure {
-    fn of(message: impl Into<String>) -> Failure {
+    pub(super) fn of(message: impl Into<String>) -> Failure {
         Failure { message: message.into(), code: None, written: false }
     }
 }
@@ -354,7 +354,7 @@ impl From<String> for Failure {
 }
 
 /// Whether a text certainly holds one statement at most.
-fn is_single(sql: &str) -> bool {
+pub(super) fn is_single(sql: &str) -> bool {
     !sql.trim_end().trim_end_matches([';', ' ', '\n']).contains(';')
 }
 

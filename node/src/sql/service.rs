@@ -6,13 +6,13 @@
 
 use super::forward::{Answer, Forward};
 use super::fresh::{fresh, open};
-use super::guard::needs_a_connection;
 use super::interactive::{EndError, Limits, Transactions};
 use super::options::Options;
 use super::queue::Queues;
 use super::reader::{ReadError, Readers, Reading};
 use super::request::{Kind, ParseError, Request, Statement, parse_json, parse_text};
 use super::stats::Stats;
+use super::words::needs_a_connection;
 use super::writer::{Job, Place, WriteError, Writer};
 use crate::api::Params;
 use crate::command::DbId;

@@ -269,6 +269,8 @@ fn databases_go_in_and_out() {
         drop(stalled);
     });
 
+    step("scripts that don't end are ended", || runaways(&scene, &leader));
+
     step("what is no database is refused, and says why", || bad_inputs(&leader, dir.path()));
 
     step("all of it goes to another cluster", || {
@@ -428,6 +430,33 @@ fn a_dropped_database_stays_dropped() {
     scene.test.cluster.wait("the WAL to be free", PATIENCE, |c| kept(c) == Some(false)).unwrap();
 }
 
+/// A script that takes longer than it may, or that nobody waits for, keeps neither the database nor a place.
+fn runaways(scene: &Scene, leader: &str) {
+    const FOREVER: &str = "INSERT INTO t(b) WITH RECURSIVE c(n) AS (SELECT 1 UNION ALL SELECT n+1 FROM c) \
+                           SELECT max(n) FROM c;";
+    let alone = format!("CREATE TABLE t(b); {FOREVER}");
+    for (flags, script) in [("", FOREVER), ("&replace", &alone)] {
+        let path = format!("/db/load?db=form1&timeout=300ms{flags}");
+        let (code, said) = http(leader, "POST", &path, script);
+        assert!(code == 408 && said.contains("timeout"), "{code} {said}");
+    }
+    let node = scene.test.cluster.node(scene.leader()).unwrap();
+    // More than the places.
+    for _ in 0..6 {
+        let received = || node.log().matches("received what is to be loaded").count();
+        let before = received();
+        let mut stream = TcpStream::connect(leader).unwrap();
+        let length = FOREVER.len();
+        let head = format!("POST /db/load?db=form1 HTTP/1.1\r\nHost: q\r\nContent-Length: {length}\r\n\r\n");
+        write!(stream, "{head}{FOREVER}").unwrap();
+        let taken = |_: &_| received() > before;
+        scene.test.cluster.wait("a load to be taken", PATIENCE, taken).unwrap();
+        drop(stream);
+        let free = |_: &_| http(leader, "POST", "/db/load?db=form1", "DELETE FROM t").0 == 200;
+        scene.test.cluster.wait("the database to be free", PATIENCE, free).unwrap();
+    }
+}
+
 fn bad_inputs(leader: &str, dir: &Path) {
     let whole = std::fs::read(dir.join("pages-512.delete")).unwrap();
     let mut corrupted = whole.clone();
@@ -446,6 +475,7 @@ fn bad_inputs(leader: &str, dir: &Path) {
         (b"", "empty"),
         (b"CREATE TABLE t(a); INSERT INTO none VALUES (1);", "no such table: none"),
         (b"CREATE TABLE t(a);\nATTACH 'x' AS y;", "line 2: a script may not use other databases"),
+        (b"CREATE TABLE t(a);\nATTACH '/tmp/x'||'.db' AS y;", "line 2: a script may not use other databases"),
         (b"\x1f\x8b\x08\x00\x00\x00", "gzip"),
     ] {
         let path = file("bad", bytes);
