@@ -1,6 +1,7 @@
 //! The gate's socket, spoken to by somebody who doesn't keep to the protocol.
 
 use crate::{PATIENCE, assert_locked};
+use quire_tests::admin::quire_json;
 use quire_tests::hosts::{Host, Program};
 use quire_tests::replicas::{assert_identical, database, steady};
 use quire_vfs::format::transaction::{Before, Piece, TxnId, encode_head, encode_piece};
@@ -250,6 +251,21 @@ fn whoever_breaks_the_protocol_harms_only_himself() {
     host.sql("PRAGMA busy_timeout = 20000").unwrap();
     drop(holder);
     unharmed(&mut host, "a forged token");
+
+    // A Commit that comes after its outcome was asked for: what was said stays true.
+    let mut late = Raw::greeted(directory);
+    let token = late.acquire();
+    let id = TxnId([7; 16]).to_string();
+    let http = test.cluster.node(1).unwrap().http.clone();
+    let outcome = quire_json(&["tx", &id, "--db", "app", "--http-addr", &http]);
+    assert_eq!(outcome["outcome"], "not in the log", "{outcome}");
+    late.send(&commit(token));
+    match late.receive() {
+        Some(Response::Outcome(Outcome::Refused(why))) => assert!(why.contains("asked for before"), "{why}"),
+        other => panic!("{other:?} in answer to a Commit that was said not to be in the log"),
+    }
+    drop(late);
+    unharmed(&mut host, "a late Commit");
 
     // A question for a transaction that never was.
     let mut thief = Raw::greeted(directory);
