@@ -491,6 +491,26 @@ fn queued(scene: &Scene) {
     ok(at, "/db/execute?queue&wait", r#"["INSERT INTO w VALUES(20)"]"#);
     let rows: Vec<Value> = (0..=20).map(|n| json!([n])).collect();
     assert_eq!(scene.rows("SELECT x FROM w ORDER BY rowid"), Value::from(rows));
+    // While another writer has the database, these come together, and stay apart nevertheless.
+    ok(at, "/db/execute", r#"["CREATE TABLE apart(x INTEGER PRIMARY KEY)"]"#);
+    let id = post(at, "/tx", "").json()["id"].as_str().unwrap().to_owned();
+    let queue = |query: &str, body: &str| ok(at, &format!("/db/execute?queue{query}"), body);
+    for n in 0..10 {
+        queue("", &json!([["INSERT INTO apart VALUES(?)", n]]).to_string());
+    }
+    queue("", r#"["INSERT INTO apart VALUES(1)","INSERT INTO apart VALUES(20)"]"#);
+    queue("&transaction", r#"["INSERT INTO apart VALUES(30)","INSERT INTO apart VALUES(1)"]"#);
+    queue("", r#"["PRAGMA user_version=1","INSERT INTO apart VALUES(1)","INSERT INTO apart VALUES(40)"]"#);
+    queue("", r#"["INSERT INTO apart VALUES(50)","INSERT INTO nowhere VALUES(1)"]"#);
+    let endless =
+        json!([format!("INSERT INTO apart {ENDLESS} SELECT max(n) FROM c"), "INSERT INTO apart VALUES(60)"]);
+    queue("&db_timeout=100ms", &endless.to_string());
+    queue("", r#"["INSERT INTO apart VALUES(70)"]"#);
+    ok(at, &format!("/tx/{id}/rollback"), "");
+    queue("&wait", r#"["INSERT INTO apart VALUES(80)"]"#);
+    let rows: Vec<Value> = (0..10).chain([20, 40, 50, 70, 80]).map(|n| json!([n])).collect();
+    let found = scene.rows("SELECT x FROM apart WHERE x<>60 ORDER BY x");
+    assert_eq!(found, Value::from(rows));
     let late = post(at, "/db/execute?queue&wait&timeout=0ms", r#"["INSERT INTO w VALUES(21)"]"#);
     assert!(late.status == 408 || late.status == 503, "{late:?}");
 }
