@@ -272,6 +272,9 @@ pub struct TxArgs {
     /// Its database, if it is known.
     #[arg(long, value_name = "NAME")]
     pub db: Option<String>,
+    /// The entry that it was written on, as in the app's log line: whether the node remembers all from there on.
+    #[arg(long, value_name = "N")]
+    pub base: Option<u64>,
     #[command(flatten)]
     pub client: ClientArgs,
 }

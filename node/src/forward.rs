@@ -20,7 +20,7 @@
 //!   as the session waits. A lease that comes too late goes back.
 //! - **Propose** is sent once, to the node that granted the lease, and never again: the lease ends with its term. An
 //!   error from before it was sent, or a refusal, is definite. Where its fate stays unknown, **Settle** has the
-//!   leader let nothing more through under that lease, and then append a barrier: what isn't in the log before
+//!   leader let nothing more of it through, nor anything under that lease, and then append a barrier: what isn't in the log before
 //!   that never will be.
 //! - **Release** may be lost: the lease then ends with the session's next attempt, or by time. After a commit
 //!   there is none, as the lessor sees that for itself.
@@ -65,6 +65,8 @@ const SETTLE: Duration = Duration::from_secs(10);
 /// Between attempts.
 const PAUSE: Duration = Duration::from_millis(25);
 const SETTLE_PAUSE: Duration = Duration::from_millis(250);
+/// No lease has it.
+const NO_TOKEN: u64 = 0;
 
 /// A request.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -295,19 +297,47 @@ pub enum Fate {
 
 /// Proposes an entry that the lessor, this node, has let through.
 async fn propose_here(node: &Arc<Node>, database: &Arc<Database>, id: TxnId, command: Bytes) -> Fate {
+    let flight = database.flight(id);
     match node.raft().propose(command).await {
         Ok(_) => Fate::Decided,
         Err(ProposeError::Unknown { reason, .. }) => {
-            database.is_sent(id);
-            // Until it is certain, no lease is granted.
-            let (node, database) = (node.clone(), database.clone());
-            tokio::spawn(async move { conclude(&node, &database, id, None).await });
+            if let Some(flight) = flight {
+                database.is_sent(flight);
+                // Until it is certain, no lease is granted.
+                tokio::spawn(land(node.clone(), database.clone(), flight));
+            }
             Fate::Unknown(reason)
         }
         Err(error) => {
-            database.not_appended(id);
+            flight.into_iter().for_each(|flight| database.has_landed(flight));
             Fate::NotProposed(error.to_string())
         }
+    }
+}
+
+/// Ends the lessor's wait for a proposal that Raft has, once it is in the log or never will be. What it came to, and
+/// what becomes of the lease, is its writer's business: a later part of the transaction may be on its way by then.
+async fn land(node: Arc<Node>, database: Arc<Database>, flight: u64) {
+    // A later term ends it as well.
+    while database.is_in_the_air(flight) {
+        match barrier(&node).await {
+            Answer::Done(index) => {
+                node.wait_taken(index).await;
+                return database.has_landed(flight);
+            }
+            answer => debug!(database = database.name, "a proposal's fate is still open: {answer:?}"),
+        }
+        tokio::time::sleep(SETTLE_PAUSE).await;
+    }
+}
+
+/// Appends an entry behind everything that Raft has.
+async fn barrier(node: &Node) -> Answer {
+    match timeout(SETTLE, node.raft().propose(Command::Barrier { nonce: nonce() }.encode())).await {
+        Ok(Ok(position)) => Answer::Done(position.index),
+        Ok(Err(ProposeError::NotLeader { .. })) => Answer::NotLeader,
+        Ok(Err(error)) => Answer::refused(error.to_string()),
+        Err(_) => Answer::refused("no quorum answered in time"),
     }
 }
 
@@ -427,12 +457,7 @@ async fn settle_here(
     {
         return Answer::refused("the proposal is not with Raft yet");
     }
-    match timeout(SETTLE, node.raft().propose(Command::Barrier { nonce: nonce() }.encode())).await {
-        Ok(Ok(position)) => Answer::Done(position.index),
-        Ok(Err(ProposeError::NotLeader { .. })) => Answer::NotLeader,
-        Ok(Err(error)) => Answer::refused(error.to_string()),
-        Err(_) => Answer::refused("no quorum answered in time"),
-    }
+    barrier(node).await
 }
 
 /// Has the leader settle a transaction, in one attempt; returns the entry after which it is certain.
@@ -456,15 +481,13 @@ async fn settle(node: &Arc<Node>, database: &Arc<Database>, token: u64, id: TxnI
     }
 }
 
-/// Makes sure that a database's worker has seen everything in which a transaction could be, and ends its wait if
-/// it wasn't there. With `route`, for as long as an app's transaction is open here.
-pub async fn conclude(node: &Arc<Node>, database: &Arc<Database>, id: TxnId, route: Option<Route>) {
-    let token = route.map_or(0, |route| route.token);
+/// Makes sure that a database's worker has seen everything in which a transaction of an app here could be, and ends
+/// its wait if it wasn't there. Its lease, if that is known, ends with that.
+pub async fn conclude(node: &Arc<Node>, database: &Arc<Database>, id: TxnId, token: Option<u64>) {
+    let token = token.unwrap_or(NO_TOKEN);
     let mut complained = None::<Instant>;
-    loop {
-        if route.is_some() && !database.is_open(id) {
-            return; // The log has told meanwhile.
-        }
+    // Else the log has told meanwhile.
+    while database.is_open(id) {
         match settle(node, database, token, id).await {
             Ok(index) => {
                 node.wait_taken(index).await;
@@ -482,9 +505,9 @@ pub async fn conclude(node: &Arc<Node>, database: &Arc<Database>, id: TxnId, rou
     }
 }
 
-/// An entry after which it is certain what became of everything that was proposed before this call.
+/// An entry after which it is certain what became of a transaction: it is in the log by then, or never will be.
 pub async fn certainty(node: &Arc<Node>, database: &Arc<Database>, id: TxnId) -> Result<u64, String> {
-    settle(node, database, 0, id).await
+    settle(node, database, NO_TOKEN, id).await
 }
 
 #[cfg(test)]

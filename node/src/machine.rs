@@ -14,7 +14,7 @@ use crate::db::DbError;
 use crate::db::database::{Context, Database, Work};
 use crate::db::install::InstallError;
 use crate::db::registry::Registry;
-use crate::manifest::{Manifest, ManifestError};
+use crate::manifest::{Dropped, Manifest, ManifestError};
 use crate::node::Node;
 use crate::transfer::{self, Received};
 use bytes::Bytes;
@@ -22,7 +22,7 @@ use futures_util::future::BoxFuture;
 use quire_raft::{AppliedState, Committed, LogPosition, NodeId, Payload, StateMachine};
 use quire_vfs::fault;
 use quire_vfs::format::PageSize;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak};
@@ -56,6 +56,8 @@ struct State {
     taken: Option<LogPosition>,
     /// Memberships since the manifest's position, each with its index.
     memberships: Vec<(u64, Vec<u8>)>,
+    /// Databases that are gone, for as long as entries from before that may come again.
+    dropped: Vec<Dropped>,
 }
 
 /// The node's state machine.
@@ -87,12 +89,15 @@ impl Machine {
         let manifest = Manifest::load(&manifest_path)
             .map_err(|error| MachineError::Manifest { path: manifest_path.clone(), error })?;
         registry.sweep(&manifest.ids())?;
+        let mut dropped = manifest.dropped.clone();
         for (id, page_size, name) in &manifest.databases {
-            if !registry.was_dropped(*id, name)? {
+            if registry.was_dropped(*id, name)? {
+                dropped.push(Dropped { id: *id, by: None, name: name.clone() });
+            } else {
                 registry.open(*id, name, *page_size)?;
             }
         }
-        let state = State { taken: manifest.position, manifest, memberships: Vec::new() };
+        let state = State { taken: manifest.position, manifest, memberships: Vec::new(), dropped };
         let taken = watch::Sender::new(state.taken.map(|p| p.index));
         Ok(Machine {
             manifest_path,
@@ -135,6 +140,26 @@ impl Machine {
         let database = self.registry.prepare(position, name, page_size).map_err(io::Error::other)?;
         prepared.insert(id, database.clone());
         Ok(database)
+    }
+
+    /// Drops a database of which a snapshot says that it is gone. Should the snapshot not be installed after all, the
+    /// entry that drops it is yet to come.
+    fn drop_early(&self, id: DbId) -> Result<(), DbError> {
+        let mut state = self.state();
+        if let Some(name) = self.registry.drop_database(id)? {
+            state.dropped.push(Dropped { id, by: None, name });
+        }
+        Ok(())
+    }
+
+    /// Removes what was prepared for a snapshot that came to nothing, and is not in the one that came after it.
+    fn discard_prepared(&self, named: &BTreeSet<DbId>) -> Result<(), DbError> {
+        let mut prepared = self.prepared();
+        let stale: Vec<_> = prepared.keys().filter(|id| !named.contains(id)).copied().collect();
+        for database in stale.iter().filter_map(|id| prepared.remove(id)) {
+            self.registry.discard(&database)?;
+        }
+        Ok(())
     }
 
     fn prepared(&self) -> MutexGuard<'_, BTreeMap<DbId, Arc<Database>>> {
@@ -180,12 +205,18 @@ impl Machine {
                     // A snapshot that was not installed after all may have brought its files.
                     let prepared = self.prepared().remove(&DbId(position.index));
                     prepared.into_iter().for_each(|database| self.registry.insert(database));
-                    if !self.registry.create(position, &name, page_size)? {
+                    let is_taken = state.dropped.iter().any(|gone| gone.has_name(&name, position.index));
+                    if is_taken || !self.registry.create(position, &name, page_size)? {
                         info!(database = name, "exists already");
                     }
                 }
                 Ok(Command::DropDatabase { database }) => {
-                    self.registry.drop_database(database)?;
+                    if let Some(gone) = state.dropped.iter_mut().find(|gone| gone.id == database) {
+                        gone.by = gone.by.or(Some(position.index));
+                    }
+                    if let Some(name) = self.registry.drop_database(database)? {
+                        state.dropped.push(Dropped { id: database, by: Some(position.index), name });
+                    }
                     // For a manifest without it.
                     let _ = self.context.checkpoints.send(database);
                 }
@@ -230,18 +261,20 @@ impl Machine {
         // The newest membership at or below the position is in the manifest now; older ones are of no use.
         let index = manifest.position.map_or(0, |position| position.index);
         state.memberships.retain(|(at, _)| *at > index);
+        state.dropped.retain(|gone| gone.by.is_none_or(|by| by > index));
         state.manifest = manifest;
         Ok(())
     }
 
     /// All databases have at least the state of a snapshot: so has the manifest.
-    fn adopt(&self, applied: AppliedState) -> io::Result<()> {
+    fn adopt(&self, applied: AppliedState, dropped: Vec<Dropped>) -> io::Result<()> {
         let _one = self.storing.lock().unwrap_or_else(PoisonError::into_inner);
         let databases = self.registry.all();
         let manifest = Manifest {
             position: applied.position,
             membership: applied.membership.map(|bytes| bytes.to_vec()).unwrap_or_default(),
             databases: databases.iter().map(|db| (db.id, db.page_size, db.name.clone())).collect(),
+            dropped,
             ahead: true,
         };
         manifest.store(&self.manifest_path)?;
@@ -251,10 +284,13 @@ impl Machine {
         self.prepared().clear();
         state.taken = manifest.position;
         state.memberships.clear();
+        state.dropped.clone_from(&manifest.dropped);
         state.manifest = manifest;
         self.taken.send_replace(state.taken.map(|p| p.index));
-        if let Some(position) = state.taken {
-            self.context.leadership.saw_term(position.term);
+        if let Some(LogPosition { term, .. }) = state.taken
+            && self.context.leadership.saw_term(term)
+        {
+            databases.iter().for_each(|database| database.take_term(term));
         }
         Ok(())
     }
@@ -274,10 +310,12 @@ impl Machine {
         }
         let membership = state.memberships.iter().rev().find(|(at, _)| *at <= position.index);
         let membership = membership.map_or(&state.manifest.membership, |(_, bytes)| bytes);
+        let dropped = state.dropped.iter().filter(|gone| gone.by.is_none_or(|by| by > position.index));
         Some(Manifest {
             position: Some(position),
             membership: membership.clone(),
             databases: databases.iter().map(|db| (db.id, db.page_size, db.name.clone())).collect(),
+            dropped: dropped.cloned().collect(),
             ahead: false,
         })
     }
@@ -338,8 +376,9 @@ impl StateMachine for Machine {
             let named = manifest.ids();
             let dropped = node.registry().all().into_iter().map(|database| database.id);
             for id in dropped.filter(|id| id.0 <= position.index && !named.contains(id)).collect::<Vec<_>>() {
-                node.registry().drop_database(id).map_err(io::Error::other)?;
+                node.machine().drop_early(id).map_err(io::Error::other)?;
             }
+            node.machine().discard_prepared(&named).map_err(io::Error::other)?;
             for (id, page_size, name) in manifest.databases {
                 let (machine, this) = (node.machine().clone(), name.clone());
                 let prepare = move || machine.prepare(id, &this, page_size);
@@ -370,7 +409,8 @@ impl StateMachine for Machine {
                 }
             }
             let installing = node.clone();
-            let stored = tokio::task::spawn_blocking(move || installing.machine().adopt(state)).await;
+            let adopt = move || installing.machine().adopt(state, manifest.dropped);
+            let stored = tokio::task::spawn_blocking(adopt).await;
             stored.map_err(io::Error::other)?
         })
     }
@@ -390,5 +430,77 @@ impl StateMachine for Machine {
         }
         self.taken.send_replace(state.taken.map(|p| p.index));
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::leadership::Leadership;
+    use std::time::Duration;
+    use tokio::sync::mpsc;
+
+    fn machine(dir: &Path) -> Machine {
+        crate::db::sql::register().unwrap();
+        let context = Arc::new(Context {
+            node_id: 1,
+            leadership: Leadership::new(Duration::from_secs(1)),
+            runtime: tokio::runtime::Handle::current(),
+            checkpoints: mpsc::unbounded_channel().0,
+            repairs: mpsc::unbounded_channel().0,
+            checkpoint_bytes: 1 << 20,
+            unstaged: watch::Sender::default(),
+            flushed: OnceLock::new(),
+            lease_timeout: Duration::from_secs(10),
+            node: OnceLock::new(),
+        });
+        let registry = Arc::new(Registry::new(&dir.join("db"), context.clone()).unwrap());
+        Machine::open(dir, registry, context).unwrap()
+    }
+
+    /// Hands over entries, and says which database has the name in the end.
+    fn apply(machine: &Machine, entries: &[(u64, Command)]) -> Option<u64> {
+        let committed = |(index, command): &(u64, Command)| Committed {
+            position: LogPosition { term: 1, leader: 1, index: *index },
+            payload: Payload::Command(command.encode()),
+        };
+        machine.apply(entries.iter().map(committed).collect()).unwrap();
+        machine.registry.find("x").map(|database| database.id.0)
+    }
+
+    fn create() -> Command {
+        Command::CreateDatabase { name: "x".into(), page_size: PageSize::DEFAULT }
+    }
+
+    fn drop_of(id: u64) -> Command {
+        Command::DropDatabase { database: DbId(id) }
+    }
+
+    /// Two apps create a database at the same time; the second entry does nothing. Read again after the database was
+    /// dropped, it must do nothing still: otherwise this node has another database of that name than all others.
+    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+    async fn a_create_that_did_nothing_does_nothing_when_it_is_read_again() {
+        let rest = [(2, create()), (3, drop_of(1)), (4, create())];
+        for (case, restart_after) in [(0, 0), (1, 1), (2, 2), (3, 3)] {
+            let dir = tempfile::tempdir().unwrap();
+            let first = machine(dir.path());
+            assert_eq!(apply(&first, &[(1, create())]), Some(1));
+            // Something else keeps the manifest's position at 1. It is stored before or after the drop.
+            let stored = |machine: &Machine| {
+                let position = Some(LogPosition { term: 1, leader: 1, index: 1 });
+                let manifest = machine.next_manifest(&machine.state()).unwrap();
+                let dropped = machine.state().dropped.clone();
+                Manifest { position, dropped, ..manifest }.store(&machine.manifest_path).unwrap();
+            };
+            stored(&first);
+            apply(&first, &rest[..restart_after]);
+            if case != 2 {
+                stored(&first);
+            }
+            drop(first);
+            let second = machine(dir.path());
+            assert_ne!(apply(&second, &rest[..1]), Some(2), "case {case}: the name was taken");
+            assert_eq!(apply(&second, &rest[1..]), Some(4), "case {case}");
+        }
     }
 }

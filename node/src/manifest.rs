@@ -7,6 +7,7 @@
 //! 36  u32 flags: 1 = ahead of the log, as a snapshot was installed
 //! 40  u32 length, membership in Raft's own encoding
 //!     u32 number of databases; for each: u64 id, u32 page size, u16 length, name
+//!     u32 number of drops; for each: u64 id, u64 index of the entry that drops it (all 1s: not known), u16 length, name
 //!     u32 crc32 of everything before
 //! ```
 //!
@@ -34,8 +35,29 @@ pub struct Manifest {
     pub membership: Vec<u8>,
     /// The databases that exist: id, page size, name.
     pub databases: Vec<(DbId, PageSize, String)>,
+    /// Databases that entries after the position drop, and that are gone already.
+    pub dropped: Vec<Dropped>,
     /// The position comes from a snapshot, and the log may not know of it yet.
     pub ahead: bool,
+}
+
+/// A database that is gone, but is not for the entries before the one that drops it. When those are read again, they
+/// must find its name taken, as they did the first time.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Dropped {
+    /// The database.
+    pub id: DbId,
+    /// The entry that drops it; `None`: one that is yet to be read again.
+    pub by: Option<u64>,
+    /// Its name.
+    pub name: String,
+}
+
+impl Dropped {
+    /// Whether, at the entry `index`, this database had the name.
+    pub fn has_name(&self, name: &str, index: u64) -> bool {
+        self.name == name && self.id.0 <= index && self.by.is_none_or(|by| index < by)
+    }
 }
 
 /// The manifest can't be used.
@@ -77,6 +99,13 @@ impl Manifest {
             out.extend_from_slice(&(name.len() as u16).to_le_bytes());
             out.extend_from_slice(name.as_bytes());
         }
+        out.extend_from_slice(&(self.dropped.len() as u32).to_le_bytes());
+        for Dropped { id, by, name } in &self.dropped {
+            out.extend_from_slice(&id.0.to_le_bytes());
+            out.extend_from_slice(&by.unwrap_or(u64::MAX).to_le_bytes());
+            out.extend_from_slice(&(name.len() as u16).to_le_bytes());
+            out.extend_from_slice(name.as_bytes());
+        }
         let crc = crc32fast::hash(&out);
         out.extend_from_slice(&crc.to_le_bytes());
         out
@@ -113,15 +142,24 @@ impl Manifest {
         let ahead = u32(take(4)?) & 1 != 0;
         let len = u32(take(4)?) as usize;
         let membership = take(len)?.to_vec();
+        let name =
+            |bytes: &[u8]| String::from_utf8(bytes.to_vec()).map_err(|_| err(0, "a name is not UTF-8"));
+        let u16 = |b: &[u8]| b.first_chunk::<2>().map_or(0, |b| u16::from_le_bytes(*b));
         let mut databases = Vec::new();
         for _ in 0..u32(take(4)?) {
             let id = DbId(u64(take(8)?));
             let page_size = PageSize::new(u32(take(4)?)).ok_or_else(|| err(0, "no page size"))?;
-            let len = take(2)?.first_chunk::<2>().map_or(0, |b| u16::from_le_bytes(*b));
-            let name = String::from_utf8(take(usize::from(len))?.to_vec());
-            databases.push((id, page_size, name.map_err(|_| err(0, "a name is not UTF-8"))?));
+            let len = u16(take(2)?);
+            databases.push((id, page_size, name(take(usize::from(len))?)?));
         }
-        Ok(Manifest { position, membership, databases, ahead })
+        let mut dropped = Vec::new();
+        for _ in 0..u32(take(4)?) {
+            let (id, by) = (DbId(u64(take(8)?)), u64(take(8)?));
+            let len = u16(take(2)?);
+            let by = (by != u64::MAX).then_some(by);
+            dropped.push(Dropped { id, by, name: name(take(usize::from(len))?)? });
+        }
+        Ok(Manifest { position, membership, databases, dropped, ahead })
     }
 
     /// Reads the manifest; the default if there is none.
@@ -168,6 +206,10 @@ mod tests {
             databases: vec![
                 (DbId(4), PageSize::DEFAULT, "main".into()),
                 (DbId(9), PageSize::DEFAULT, "b".into()),
+            ],
+            dropped: vec![
+                Dropped { id: DbId(5), by: Some(80), name: "b".into() },
+                Dropped { id: DbId(6), by: None, name: "c".into() },
             ],
             ahead: true,
         };

@@ -19,11 +19,24 @@ const CERTAINTY: Duration = Duration::from_secs(10);
 const WITHOUT_EFFECT: &str =
     "it is in the log without effect: another transaction came first, or the leader had changed";
 
+const LACKING: &str =
+    "it is in the log, but this node lacks entries that tell whether it counts; ask another node";
+const NOTHING: &str = "this node has read none of the database's transactions since its start; give the entry that it \
+     was written on (base), or ask another node";
+const TOO_OLD: &str = "this node doesn't remember all transactions that came after the entry that it was written on; \
+     ask another node";
+
 /// Looks a transaction up.
 pub(super) async fn get(State(node): NodeState, params: Params) -> Response {
     let Some(id) = params.get("id").and_then(TxnId::parse) else {
         let why = "id=ID is missing, or is not 32 hexadecimal digits: the id stands in the app's log line";
         return error(StatusCode::BAD_REQUEST, why);
+    };
+    let base = match params.get("base").map(str::parse).transpose() {
+        Ok(base) => base,
+        Err(_) => {
+            return error(StatusCode::BAD_REQUEST, "base=N is no number: it stands in the app's log line");
+        }
     };
     let databases = match params.get("db") {
         None => node.registry().all(),
@@ -32,7 +45,15 @@ pub(super) async fn get(State(node): NodeState, params: Params) -> Response {
             None => return error(StatusCode::NOT_FOUND, &format!("there is no database {name}")),
         },
     };
-    if let Some(found) = look_up(&databases, id) {
+    let look = || {
+        let seen = |db: &Arc<Database>| Seen {
+            db: db.name.clone(),
+            fate: db.fate(id),
+            reaches: base.map(|base| db.reaches(base)),
+        };
+        look_up(id, databases.iter().map(seen))
+    };
+    if let Ok(found) = look() {
         return body(&found, params.flag("pretty"));
     }
     // Not there: to be sure, this node must have all that was proposed before now.
@@ -45,32 +66,69 @@ pub(super) async fn get(State(node): NodeState, params: Params) -> Response {
         [] => None,
         _ => Some("it is not in this node's log so far; name its database (db) for certainty".into()),
     };
-    let found = look_up(&databases, id).unwrap_or_else(|| {
-        let since = |database: &Arc<Database>| match database.fate(id) {
-            Some(Fate::Absent(since)) => json!({ "db": database.name, "since": since }),
-            _ => json!({ "db": database.name, "since": Value::Null }),
-        };
-        json!({
-            "id": id.to_string(),
-            "outcome": if doubt.is_some() { "unknown" } else { "not in the log" },
-            "why": doubt,
-            "databases": databases.iter().map(since).collect::<Vec<_>>(),
-        })
-    });
+    let found = look().unwrap_or_else(|absent| absent.tell(doubt));
     body(&found, params.flag("pretty"))
 }
 
-/// What the log says of a transaction that is in it. Both answers are final.
-fn look_up(databases: &[Arc<Database>], id: TxnId) -> Option<Value> {
-    databases.iter().find_map(|database| {
-        let (outcome, index, why) = match database.fate(id)? {
-            Fate::Committed(index) => ("committed", index, None),
-            Fate::Refused(index) => ("refused", index, Some(WITHOUT_EFFECT)),
-            Fate::Absent(_) => return None,
+/// A transaction of whose outcome the log says nothing.
+#[derive(Debug)]
+struct Absent {
+    id: TxnId,
+    /// The databases that were looked at, and from which entry on this node remembers their transactions.
+    seen: Vec<(String, Option<u64>)>,
+    /// Why it may be there nevertheless.
+    doubt: Option<&'static str>,
+}
+
+impl Absent {
+    /// The answer, if this is why it may yet come to be there.
+    fn tell(self, doubt: Option<String>) -> Value {
+        let doubt = doubt.or(self.doubt.map(str::to_owned));
+        let seen = self.seen.into_iter().map(|(name, since)| json!({ "db": name, "since": since }));
+        json!({
+            "id": self.id.to_string(),
+            "outcome": if doubt.is_some() { "unknown" } else { "not in the log" },
+            "why": doubt,
+            "databases": seen.collect::<Vec<_>>(),
+        })
+    }
+}
+
+/// What a database's log, as it was handed over here, says of a transaction.
+#[derive(Debug)]
+struct Seen {
+    db: String,
+    /// `None` if it is there, and can't be judged.
+    fate: Option<Fate>,
+    /// Whether all is remembered from its base on, if that is given.
+    reaches: Option<bool>,
+}
+
+/// What the log says of a transaction, by what it says in each database. What is found is final.
+fn look_up(id: TxnId, seen: impl Iterator<Item = Seen>) -> Result<Value, Absent> {
+    let mut absent = Absent { id, seen: Vec::new(), doubt: None };
+    for Seen { db, fate, reaches } in seen {
+        let (outcome, index, why) = match fate {
+            Some(Fate::Committed(index)) => ("committed", index, None),
+            Some(Fate::Refused(index)) => ("refused", index, Some(WITHOUT_EFFECT)),
+            Some(Fate::Absent(since)) => {
+                absent.seen.push((db, since));
+                absent.doubt = absent.doubt.or(match (reaches, since) {
+                    (Some(false), _) => Some(TOO_OLD),
+                    (None, None) => Some(NOTHING),
+                    (Some(true), _) | (None, Some(_)) => None,
+                });
+                continue;
+            }
+            None => {
+                absent.seen.push((db, None));
+                absent.doubt = Some(LACKING);
+                continue;
+            }
         };
-        let (id, db) = (id.to_string(), &database.name);
-        Some(json!({ "id": id, "outcome": outcome, "db": db, "index": index, "why": why }))
-    })
+        return Ok(json!({ "id": id.to_string(), "outcome": outcome, "db": db, "index": index, "why": why }));
+    }
+    Err(absent)
 }
 
 /// Waits until this node's log has everything that was proposed before now.
@@ -78,4 +136,55 @@ async fn certainty(node: &Arc<Node>, database: &Arc<Database>, id: TxnId) -> Res
     let index = forward::certainty(node, database, id).await?;
     node.wait_taken(index).await;
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn told(fate: Option<Fate>) -> Value {
+        told_with(None, fate)
+    }
+
+    fn told_with(reaches: Option<bool>, fate: Option<Fate>) -> Value {
+        let other = Seen { db: "other".into(), fate: Some(Fate::Absent(Some(3))), reaches: Some(true) };
+        let seen = [other, Seen { db: "a".into(), fate, reaches }];
+        look_up(TxnId::default(), seen.into_iter()).unwrap_or_else(|absent| absent.tell(None))
+    }
+
+    #[test]
+    fn what_is_found_is_told() {
+        for (fate, outcome) in [(Fate::Committed(7), "committed"), (Fate::Refused(7), "refused")] {
+            let told = told(Some(fate));
+            assert_eq!(
+                (&told["outcome"], &told["index"], &told["db"]),
+                (&json!(outcome), &json!(7), &json!("a"))
+            );
+        }
+        let told = told(Some(Fate::Absent(Some(5))));
+        assert_eq!(told["outcome"], "not in the log");
+        assert_eq!(told["databases"], json!([{ "db": "other", "since": 3 }, { "db": "a", "since": 5 }]));
+    }
+
+    #[test]
+    fn a_node_that_remembers_nothing_does_not_call_it_absent() {
+        let told = told(Some(Fate::Absent(None)));
+        assert_eq!(told["outcome"], "unknown", "{told}");
+        assert!(told["why"].as_str().unwrap().contains("since its start"), "{told}");
+    }
+
+    #[test]
+    fn the_base_tells_whether_the_memory_reaches_far_enough() {
+        for since in [None, Some(8)] {
+            let outcome = |reaches| told_with(Some(reaches), Some(Fate::Absent(since)))["outcome"].clone();
+            assert_eq!((outcome(true), outcome(false)), (json!("not in the log"), json!("unknown")));
+        }
+    }
+
+    #[test]
+    fn an_entry_that_cannot_be_judged_here_is_not_called_absent() {
+        let told = told(None);
+        assert_eq!(told["outcome"], "unknown", "{told}");
+        assert!(told["why"].as_str().unwrap().contains("ask another node"), "{told}");
+    }
 }

@@ -53,7 +53,9 @@ pub fn find_extension(named: Option<&Path>) -> anyhow::Result<PathBuf> {
     let program = std::env::current_exe()?;
     let here = program.parent().unwrap_or(Path::new("."));
     let places = [here.join(NAME), here.join("deps").join(NAME), here.join("../lib/quire").join(NAME)];
-    places.into_iter().find(|place| place.exists()).with_context(|| {
+    // The newest: cargo leaves older ones of other builds lying there.
+    let built = places.into_iter().filter_map(|place| Some((place.metadata().ok()?.modified().ok()?, place)));
+    built.max().map(|(_, place)| place).with_context(|| {
         format!(
             "{NAME} is not beside {}; build it (cargo build) or name it with --extension",
             program.display()

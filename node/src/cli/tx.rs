@@ -15,7 +15,8 @@ pub fn run(args: &TxArgs) -> anyhow::Result<ExitCode> {
     if let Some(db) = &args.db {
         crate::name::check(db).map_err(|why| anyhow::anyhow!("--db {db}: {why}"))?;
     }
-    let found = Client::new(&args.client.http_addr).get(&format!("/outcome?id={}{db}", args.id))?;
+    let base = args.base.map_or(String::new(), |base| format!("&base={base}"));
+    let found = Client::new(&args.client.http_addr).get(&format!("/outcome?id={}{db}{base}", args.id))?;
     let outcome = found["outcome"].as_str().unwrap_or("unknown");
     let known = outcome != "unknown";
     if args.client.json {
@@ -25,8 +26,11 @@ pub fn run(args: &TxArgs) -> anyhow::Result<ExitCode> {
         match outcome {
             "committed" => println!("committed in {}, at index {}", text("db"), found["index"]),
             "refused" => println!("refused in {}, at index {}: {}", text("db"), found["index"], text("why")),
+            "not in the log" if args.base.is_some() => println!("not in the log, and never will be"),
             "not in the log" => {
-                println!("not in the log, and never will be if its app has stopped waiting; looked at:");
+                println!(
+                    "not in the log, and never will be, as far as this node remembers (enough? give --base):"
+                );
                 for seen in found["databases"].as_array().into_iter().flatten() {
                     let name = seen["db"].as_str().unwrap_or("-");
                     match seen["since"].as_u64() {

@@ -58,6 +58,8 @@ pub struct Head {
     /// Every transaction of the database from the entry `since` on, oldest first.
     past: VecDeque<Past>,
     since: Option<u64>,
+    /// Every transaction that counts and stands after this entry is among them.
+    reach: u64,
 }
 
 impl Head {
@@ -69,6 +71,7 @@ impl Head {
             is_sound: true,
             past: VecDeque::new(),
             since: None,
+            reach: last,
         }
     }
 
@@ -119,7 +122,12 @@ impl Head {
         if self.is_sound && self.rule.last() >= moved.rule.last() {
             return;
         }
+        let has_gap = !self.is_sound;
         (self.rule, self.runs, self.is_sound) = (moved.rule, moved.runs, moved.is_sound);
+        self.reach = last;
+        if has_gap {
+            self.since = self.since.max(Some(last));
+        }
         if self.past.back().is_none_or(|past| past.index < last) {
             // What came between was never handed over.
             self.past.clear();
@@ -136,8 +144,15 @@ impl Head {
             && let Some(oldest) = self.past.pop_front()
         {
             self.since = Some(oldest.index + 1);
+            self.reach = self.reach.max(oldest.index);
         }
         self.past.push_back(past);
+    }
+
+    /// Whether a transaction that was written on the entry `base` is remembered if it is committed.
+    pub fn reaches(&self, base: u64) -> bool {
+        self.is_sound
+            && (base >= self.reach || self.since.is_some_and(|since| since <= base.saturating_add(1)))
     }
 
     fn at(&self, index: u64) -> Option<&Past> {
@@ -206,6 +221,8 @@ mod tests {
             }
             for (n, counts) in happened.iter().enumerate() {
                 let index = n as u64 + 1;
+                let may_be_absent = !counts || !head.reaches(log[n].0.base);
+                prop_assert!(may_be_absent || !matches!(head.fate(id(index)), Some(Fate::Absent(_))));
                 match head.fate(id(index)) {
                     Some(Fate::Committed(at)) => prop_assert!(*counts && at == index),
                     Some(Fate::Refused(at)) => prop_assert!(!*counts && at == index),
@@ -214,6 +231,7 @@ mod tests {
                     None => prop_assert!(n >= from),
                 }
             }
+            prop_assert!(head.reaches(log[at].1.last()), "the state that it starts from is remembered enough");
             if from == 0 {
                 prop_assert!((1..=log.len()).all(|n| head.fate(id(n as u64)).is_some()));
             }
@@ -232,6 +250,7 @@ mod tests {
         assert_eq!(head.fate(id(14)), Some(Fate::Absent(Some(15))));
         assert_eq!(head.fate(id(15)), Some(Fate::Committed(15)));
         assert_eq!(head.fate(id(1 << 40)), Some(Fate::Absent(Some(15))));
+        assert_eq!((head.reaches(13), head.reaches(14)), (false, true));
     }
 
     #[test]
@@ -255,5 +274,6 @@ mod tests {
         head.moved_to(40, Runs::default(), |_| {});
         assert_eq!(head.last(), Some(40));
         assert_eq!(head.fate(id(9)), Some(Fate::Absent(None)));
+        assert_eq!((head.reaches(39), head.reaches(40)), (false, true));
     }
 }

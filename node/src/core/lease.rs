@@ -18,6 +18,7 @@
 //!   attempt. The same ticket again gets the same lease again; another ticket from the holder says that its lease
 //!   has come to an end.
 
+use quire_vfs::format::transaction::TxnId;
 use std::collections::VecDeque;
 use std::time::{Duration, Instant};
 
@@ -40,6 +41,8 @@ const SEAT: Duration = Duration::from_secs(2);
 pub const MAX_WAITING_PER_NODE: usize = 1024;
 /// Writers that may wait altogether; and as many may have a seat.
 pub const MAX_WAITING: usize = 4096;
+/// Transactions that are barred under one lease; more of them end it.
+const MAX_BARRED: usize = 64;
 
 /// A writer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -127,6 +130,8 @@ pub struct LeaseTable {
     /// How long a holder may go without progress while others wait.
     timeout: Duration,
     holder: Option<Holder>,
+    /// What the holder may not send any more.
+    barred: Vec<TxnId>,
     /// By their places.
     waiters: VecDeque<Waiter>,
     seats: VecDeque<Seat>,
@@ -142,6 +147,7 @@ impl LeaseTable {
             next_place: 0,
             timeout,
             holder: None,
+            barred: Vec::new(),
             waiters: VecDeque::new(),
             seats: VecDeque::new(),
             linger: None,
@@ -223,6 +229,24 @@ impl LeaseTable {
         }
     }
 
+    /// Somebody is about to be told that this transaction is not in the log: it must not come there later. A
+    /// transaction is sent under one lease only, and that was granted before anybody could ask for its id.
+    pub fn bar(&mut self, id: TxnId) {
+        if self.barred.contains(&id) {
+            return;
+        }
+        if self.barred.len() == MAX_BARRED {
+            self.holder = None;
+        } else if self.holder.is_some() {
+            self.barred.push(id);
+        }
+    }
+
+    /// Whether the holder may not send this transaction any more.
+    pub fn is_barred(&self, id: TxnId) -> bool {
+        self.barred.contains(&id)
+    }
+
     /// Until when a writer is waited for, if one is.
     pub fn lingers_until(&self) -> Option<Instant> {
         self.linger.map(|seat| seat.until)
@@ -294,6 +318,7 @@ impl LeaseTable {
         if let Some(Waiter { who, ticket, place, attempts, .. }) = next.and_then(|n| self.waiters.remove(n)) {
             self.next_token += 1;
             self.linger = None;
+            self.barred.clear();
             let lease = Lease { token: self.next_token, term: open.term, head: open.head };
             self.holder = Some(Holder { who, ticket, lease, place, attempts, progress: now });
             actions.push(Action::Grant { who, ticket, lease });
@@ -351,6 +376,28 @@ mod tests {
         assert_eq!(t.poll(now + 50 * MS, open(4, 9), up), [Action::Expire(who(1, 2))]);
         assert!(t.forget(|w| w.node == 2).is_empty());
         assert_eq!(t.holder(), None);
+    }
+
+    #[test]
+    fn a_transaction_that_was_said_not_to_be_in_the_log_is_not_sent_later() {
+        let (mut t, now) = table();
+        let id = |n: usize| TxnId([n as u8; 16]);
+        t.bar(id(1));
+        assert!(!t.is_barred(id(1)), "no lease, so nothing to bar");
+        t.request(who(1, 1), (1, 0), 7, now + 50 * MS, now).unwrap();
+        let (_, lease) = granted(&t.poll(now, open(4, 7), up)).unwrap();
+        t.bar(id(1));
+        t.bar(id(1));
+        assert!(t.is_barred(id(1)) && !t.is_barred(id(2)), "its holder may send any other");
+        assert_eq!(t.holder(), Some((who(1, 1), lease)));
+        // It is not forgotten before its lease ends, however many are asked for.
+        (2..=MAX_BARRED).for_each(|n| t.bar(id(n)));
+        assert_eq!(t.holder(), Some((who(1, 1), lease)));
+        t.bar(id(MAX_BARRED + 1));
+        assert_eq!(t.holder(), None);
+        t.request(who(2, 1), (1, 0), 7, now + 50 * MS, now).unwrap();
+        assert!(granted(&t.poll(now, open(4, 7), up)).is_some());
+        assert!(!t.is_barred(id(2)), "the next lease is another's");
     }
 
     #[test]

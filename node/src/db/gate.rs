@@ -58,7 +58,7 @@ pub(super) struct Waiting {
     tx: oneshot::Sender<Result<Grant, Refusal>>,
     /// Why it has not come so far, if there is more to say than that another writer has it.
     why: Option<Refusal>,
-    /// Nobody is asked for it, as an app here stands still.
+    /// Nobody is asked for it, as an app here stands still, or the copy here is behind.
     is_parked: bool,
 }
 
@@ -346,6 +346,11 @@ impl Database {
         if held.committed.is_none() {
             self.give_back(state, held.lessor, held.lease, linger);
         }
+        self.ask_for_parked(state);
+    }
+
+    /// What kept sessions from asking may be over: they ask.
+    pub(super) fn ask_for_parked(self: &Arc<Self>, state: &mut State) {
         let parked =
             state.grants.iter().filter(|(_, waiting)| waiting.is_parked).map(|(session, _)| *session);
         for session in parked.collect::<Vec<_>>() {

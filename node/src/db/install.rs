@@ -117,6 +117,7 @@ impl Database {
                 "this node got the database's state from another one, without this transaction's outcome";
             let _ = waiter.send(Outcome::Unknown(why.into()));
         }
+        state.large.lose_sight();
         take_over(state, incoming);
         state.published = position.index;
         state.fenced = None;

@@ -26,6 +26,8 @@ use tracing::{trace, warn};
 /// A proposal whose fate is not known yet.
 #[derive(Debug)]
 pub(super) struct Air {
+    /// Tells it from others of the same transaction, which has several if it comes in parts.
+    flight: u64,
     id: TxnId,
     term: u64,
     token: u64,
@@ -240,6 +242,11 @@ impl Database {
         if holder.is_none() || bid.origin != from {
             return Err(self.lease_ended());
         }
+        if state.lease.is_barred(bid.id) {
+            return Err(
+                "it came so late that its outcome was asked for before, and told: not in the log".into()
+            );
+        }
         if state.air.is_some() {
             return Err("a transaction of this lease is under way".into());
         }
@@ -249,7 +256,9 @@ impl Database {
         state.lease.progress(token, Instant::now());
         let Bid { id, term, .. } = *bid;
         trace!(database = self.name, from, transaction = %id, "let through");
-        state.air = Some(Air { id, term, token, sent: false, watchers: Vec::new() });
+        state.next_ticket += 1;
+        let flight = state.next_ticket;
+        state.air = Some(Air { flight, id, term, token, sent: false, watchers: Vec::new() });
         Ok(())
     }
 
@@ -261,24 +270,35 @@ impl Database {
         )
     }
 
-    /// A proposal was certainly not appended.
-    pub fn not_appended(self: &Arc<Self>, id: TxnId) {
+    /// The proposal of a transaction, or of a part of it, that is in the air.
+    pub fn flight(&self, id: TxnId) -> Option<u64> {
+        self.state().air.as_ref().filter(|air| air.id == id).map(|air| air.flight)
+    }
+
+    /// Whether a proposal is still in the air.
+    pub fn is_in_the_air(&self, flight: u64) -> bool {
+        self.state().air.as_ref().is_some_and(|air| air.flight == flight)
+    }
+
+    /// A proposal was not appended, or all that could contain it has been handed over.
+    pub fn has_landed(self: &Arc<Self>, flight: u64) {
         let mut state = self.state();
         // The lease itself is given back by its writer.
-        state.air.take_if(|air| air.id == id);
-        self.advance(&mut state);
+        if state.air.take_if(|air| air.flight == flight).is_some() {
+            self.advance(&mut state);
+        }
     }
 
     /// Raft has a proposal; its fate is open.
-    pub fn is_sent(&self, id: TxnId) {
-        if let Some(air) = self.state().air.as_mut().filter(|air| air.id == id) {
+    pub fn is_sent(&self, flight: u64) {
+        if let Some(air) = self.state().air.as_mut().filter(|air| air.flight == flight) {
             air.sent = true;
             air.watchers.clear();
         }
     }
 
     /// A node wants to know what became of a transaction, or can't know any more that it sent it: no proposal under this
-    /// token, or of an earlier life of the node, is let through from now on. If there is a receiver, it ends once what
+    /// token, or of an earlier life of the node, or of that transaction, is let through from now on. If there is a receiver, it ends once what
     /// was let through of that transaction is with Raft.
     pub fn close_off(
         self: &Arc<Self>,
@@ -292,6 +312,8 @@ impl Database {
         if state.lease.holder().is_some_and(|(who, _)| who.node == node) {
             state.lease.release(token, false, Instant::now());
         }
+        // Whose lease it is isn't known to everybody who asks.
+        state.lease.bar(id);
         self.advance(&mut state);
         let air = state.air.as_mut().filter(|air| air.id == id && !air.sent)?;
         let (tx, rx) = oneshot::channel();
@@ -342,6 +364,11 @@ impl Database {
     /// What became of a transaction, as far as this node's log tells; `None` if it can't.
     pub fn fate(&self, id: TxnId) -> Option<Fate> {
         self.state().head.fate(id)
+    }
+
+    /// Whether this node remembers a transaction that was written on the entry `base`, if it is committed.
+    pub fn reaches(&self, base: u64) -> bool {
+        self.state().head.reaches(base)
     }
 }
 

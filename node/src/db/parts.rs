@@ -298,6 +298,11 @@ impl Large {
         }
     }
 
+    /// What becomes of the part that is on its way won't be seen here. Its transaction can't succeed any more.
+    pub(super) fn lose_sight(&mut self) {
+        self.answer(Err("this node got the database's state from another one meanwhile".into()));
+    }
+
     /// An entry of a new term has committed.
     pub(super) fn new_term(&mut self, term: u64) {
         self.runs.new_term(term);
@@ -570,6 +575,19 @@ mod tests {
         let mut names: Vec<_> = names.filter(|name| name.contains("-parts-")).collect();
         names.sort();
         names
+    }
+
+    #[test]
+    fn a_part_that_is_lost_sight_of_is_refused_and_keeps_nobody_out() {
+        let (tx, mut rx) = oneshot::channel();
+        let sending = Sending { id: TxnId([1; 16]), sequence: 3, term: 2, session: 9, waiter: Some(tx) };
+        let mut large = Large { sending: Some(sending), ..Large::default() };
+        large.moved_to(40);
+        assert!(large.is_sending(), "another entry says nothing of it");
+        large.lose_sight();
+        assert!(!large.is_sending());
+        assert!(rx.try_recv().unwrap().unwrap_err().contains("from another one"));
+        large.lose_sight();
     }
 
     #[test]

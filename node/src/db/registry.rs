@@ -101,13 +101,21 @@ impl Registry {
         self.changes.send_modify(|n| *n += 1);
     }
 
-    /// Drops a database, if it is there. Its files are gone when this returns.
-    pub fn drop_database(&self, id: DbId) -> Result<(), DbError> {
-        let Some(database) = self.get(id) else { return Ok(()) };
+    /// Drops a database, if it is there, and returns its name. Its files are gone when this returns.
+    pub fn drop_database(&self, id: DbId) -> Result<Option<String>, DbError> {
+        let Some(database) = self.get(id) else { return Ok(None) };
         database.mark_dropped();
         self.databases.write().unwrap_or_else(PoisonError::into_inner).remove(&id);
         self.changes.send_modify(|n| *n += 1);
         self.tombstones().push(dropping::bury(database.path(), id)?);
+        Ok(Some(database.name.clone()))
+    }
+
+    /// Removes a database that was prepared and never became known.
+    pub fn discard(&self, database: &Arc<Database>) -> Result<(), DbError> {
+        database.mark_dropped();
+        // No manifest names it.
+        dropping::bury(database.path(), database.id)?.remove();
         Ok(())
     }
 

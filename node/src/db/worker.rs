@@ -29,6 +29,8 @@ impl Database {
             let Some(work) = state.take_work() else {
                 state.running = false;
                 self.watch_wal(&mut state);
+                // The copy is no longer behind.
+                self.ask_for_parked(&mut state);
                 self.advance(&mut state);
                 return;
             };

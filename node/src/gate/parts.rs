@@ -85,7 +85,7 @@ impl Session {
                 Fate::Decided => {}
                 Fate::Unknown(reason) => {
                     warn!(database = database.name, transaction = %id, "fate of a part unknown: {reason}");
-                    forward::conclude(&node, &database, id, Some(route)).await;
+                    forward::conclude(&node, &database, id, Some(route.token)).await;
                 }
                 Fate::NotProposed(why) => {
                     debug!(database = database.name, transaction = %id, "part not proposed: {why}");

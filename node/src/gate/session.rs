@@ -290,7 +290,7 @@ impl Session {
                 Fate::Decided => {}
                 Fate::Unknown(reason) => {
                     warn!(database = database.name, transaction = %id, "fate of a proposal unknown: {reason}");
-                    forward::conclude(&node, &database, id, Some(route)).await;
+                    forward::conclude(&node, &database, id, Some(route.token)).await;
                 }
                 Fate::NotProposed(why) => {
                     debug!(database = database.name, transaction = %id, "not proposed: {why}");
@@ -349,8 +349,7 @@ impl Session {
             }
             Resolution::Unproven(outcome) => {
                 let (node, database_too) = (self.node.clone(), database.clone());
-                let route = Some(Route { lessor: node.id(), token: 0 });
-                let conclude = async move { forward::conclude(&node, &database_too, id, route).await };
+                let conclude = async move { forward::conclude(&node, &database_too, id, None).await };
                 self.outcome(database, id, outcome, deadline, conclude).await
             }
         })

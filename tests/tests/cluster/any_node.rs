@@ -157,6 +157,11 @@ fn killed_leaders(scene: &mut Scene) {
     let never = "00000000000000000000000000000007";
     let outcome = quire_json(&["tx", never, "--db", DATABASE, "--http-addr", &http]);
     assert_eq!(outcome["outcome"], "not in the log", "{outcome}");
+    // Certain if the node remembers everything after the transaction's base.
+    let since = outcome["databases"][0]["since"].as_u64().unwrap();
+    let base = (since - 1).to_string();
+    let outcome = quire_json(&["tx", never, "--db", DATABASE, "--base", &base, "--http-addr", &http]);
+    assert_eq!(outcome["outcome"], "not in the log", "{outcome}");
     let why = quire_fails(&["tx", "xyz", "--http-addr", &http]);
     assert!(why.contains("32 hexadecimal digits"), "{why}");
     apps.into_iter().for_each(|(_, app)| app.quit());

@@ -394,8 +394,10 @@ impl Connection {
                 SQLITE_IOERR_WRITE
             }
             Outcome::Unknown(why) => {
+                let base = writer.grant.base;
                 let text = format!(
-                    "outcome of transaction {id} on {name} unknown: {why}; `quire tx {id} --db {name}` tells"
+                    "outcome of transaction {id} on {name} unknown: {why}; `quire tx {id} --db {name} --base {base}` \
+                     tells"
                 );
                 self.log(SQLITE_IOERR_WRITE, &text);
                 SQLITE_IOERR_WRITE

@@ -138,7 +138,7 @@ impl Request {
     }
 
     /// Reads a message without its length. The transaction of a Commit or Part is checked by
-    /// [`Transaction::decode`] on the bytes from [`COMMIT_PREFIX`] on.
+    /// [`super::commit_transaction`].
     pub fn decode(bytes: &[u8]) -> Result<Request, FormatError> {
         let mut r = Reader { what: "gate request", bytes, at: 0 };
         let request = match r.u8()? {
