@@ -371,6 +371,22 @@ fn alone(scene: &Scene) {
     assert_eq!(value["results"][0]["values"], json!([[0]]));
     assert_eq!(ok(at, "/db/execute", r#"["PRAGMA user_version=7","VACUUM"]"#), r#"{"results":[{},{}]}"#);
     assert_eq!(scene.rows("PRAGMA user_version"), json!([[7]]));
+    // Of a text, what is committed stands, and is said; the letters of a word make no difference.
+    ok(at, "/db/execute", r#"["CREATE TABLE temperatures(x INTEGER PRIMARY KEY)"]"#);
+    let text = "INSERT INTO temperatures VALUES(1); INSERT INTO temperatures VALUES(1)";
+    let failed = r#"{"results":[{"error":"UNIQUE constraint failed: temperatures.x"}]}"#;
+    assert_eq!(ok(at, "/db/execute", &json!([text]).to_string()), failed);
+    let text =
+        "PRAGMA foreign_keys=ON; INSERT INTO temperatures VALUES(2); INSERT INTO temperatures VALUES(2)";
+    let value: Value =
+        serde_json::from_str(&ok(at, "/db/execute?raft_index", &json!([text]).to_string())).unwrap();
+    let said = value["results"][0]["error"].as_str().unwrap();
+    let committed = format!("is committed, up to index {}", value["raft_index"]);
+    assert!(said.starts_with("UNIQUE constraint failed") && said.ends_with(&committed), "{value}");
+    assert_eq!(scene.rows("SELECT x FROM temperatures"), json!([[1], [2]]));
+    let undone = ok(at, "/db/execute?transaction", &json!(["PRAGMA user_version=8", text]).to_string());
+    assert!(undone.contains("UNIQUE constraint failed"), "{undone}");
+    assert_eq!(scene.rows("PRAGMA user_version"), json!([[7]]));
 }
 
 fn bad_bodies(scene: &Scene) {
