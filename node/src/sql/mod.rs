@@ -9,6 +9,7 @@
 //! | `fresh` | the database of a request, and reads that must not be old |
 //! | [`writer`] | group commit: the queue and the thread |
 //! | `batch` | group commit: the requests of one transaction |
+//! | `autocommit` | what a text without a transaction comes to |
 //! | [`reader`] | reads, on connections of their own |
 //! | [`interactive`] | transactions over several requests |
 //! | [`queue`] | writes that nobody waits for |
@@ -19,6 +20,7 @@
 //! | [`json`], [`time`] | how results are written |
 //! | [`stats`] | counters |
 
+mod autocommit;
 mod batch;
 mod ffi;
 pub mod forward;

@@ -211,6 +211,11 @@ impl Service {
         self.write(node, &call, &options, request, deadline).await
     }
 
+    /// Whether foreign keys are enforced.
+    pub(super) fn checks_keys(&self) -> bool {
+        self.place.foreign_keys
+    }
+
     /// Transactions over several requests.
     pub fn transactions(&self) -> &Transactions {
         &self.transactions

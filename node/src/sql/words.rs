@@ -88,9 +88,23 @@ pub fn needs_a_connection(sql: &str) -> bool {
     false
 }
 
+/// Whether a statement may ask what the connection did before it.
+pub(super) fn looks_back(sql: &str) -> bool {
+    let names = ["last_insert_rowid", "changes", "total_changes"];
+    Words(sql.as_bytes()).any(|word| names.iter().any(|name| word.names(name)))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn statements_that_look_back() {
+        assert!(
+            looks_back("INSERT INTO t VALUES(last_insert_rowid ())") && looks_back("SELECT \"Changes\"()")
+        );
+        assert!(!looks_back("INSERT INTO exchanges VALUES('last insert_rowid')"));
+    }
 
     #[test]
     fn words_not_letters_need_a_connection() {

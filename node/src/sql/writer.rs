@@ -71,6 +71,11 @@ pub enum WriteError {
     Unknown(String),
 }
 
+impl WriteError {
+    /// How the message of [`WriteError::Unknown`] begins.
+    pub(super) const UNKNOWN: &str = "outcome unknown";
+}
+
 #[derive(Debug, Default)]
 struct Queue {
     jobs: VecDeque<(Job, usize)>,

@@ -371,6 +371,22 @@ fn alone(scene: &Scene) {
     assert_eq!(value["results"][0]["values"], json!([[0]]));
     assert_eq!(ok(at, "/db/execute", r#"["PRAGMA user_version=7","VACUUM"]"#), r#"{"results":[{},{}]}"#);
     assert_eq!(scene.rows("PRAGMA user_version"), json!([[7]]));
+    // Of a text, what is committed stands, and is said; the letters of a word make no difference.
+    ok(at, "/db/execute", r#"["CREATE TABLE temperatures(x INTEGER PRIMARY KEY)"]"#);
+    let text = "INSERT INTO temperatures VALUES(1); INSERT INTO temperatures VALUES(1)";
+    let failed = r#"{"results":[{"error":"UNIQUE constraint failed: temperatures.x"}]}"#;
+    assert_eq!(ok(at, "/db/execute", &json!([text]).to_string()), failed);
+    let text =
+        "PRAGMA foreign_keys=ON; INSERT INTO temperatures VALUES(2); INSERT INTO temperatures VALUES(2)";
+    let value: Value =
+        serde_json::from_str(&ok(at, "/db/execute?raft_index", &json!([text]).to_string())).unwrap();
+    let said = value["results"][0]["error"].as_str().unwrap();
+    let committed = format!("is committed, up to index {}", value["raft_index"]);
+    assert!(said.starts_with("UNIQUE constraint failed") && said.ends_with(&committed), "{value}");
+    assert_eq!(scene.rows("SELECT x FROM temperatures"), json!([[1], [2]]));
+    let undone = ok(at, "/db/execute?transaction", &json!(["PRAGMA user_version=8", text]).to_string());
+    assert!(undone.contains("UNIQUE constraint failed"), "{undone}");
+    assert_eq!(scene.rows("PRAGMA user_version"), json!([[7]]));
 }
 
 fn bad_bodies(scene: &Scene) {
@@ -491,6 +507,26 @@ fn queued(scene: &Scene) {
     ok(at, "/db/execute?queue&wait", r#"["INSERT INTO w VALUES(20)"]"#);
     let rows: Vec<Value> = (0..=20).map(|n| json!([n])).collect();
     assert_eq!(scene.rows("SELECT x FROM w ORDER BY rowid"), Value::from(rows));
+    // While another writer has the database, these come together, and stay apart nevertheless.
+    ok(at, "/db/execute", r#"["CREATE TABLE apart(x INTEGER PRIMARY KEY)"]"#);
+    let id = post(at, "/tx", "").json()["id"].as_str().unwrap().to_owned();
+    let queue = |query: &str, body: &str| ok(at, &format!("/db/execute?queue{query}"), body);
+    for n in 0..10 {
+        queue("", &json!([["INSERT INTO apart VALUES(?)", n]]).to_string());
+    }
+    queue("", r#"["INSERT INTO apart VALUES(1)","INSERT INTO apart VALUES(20)"]"#);
+    queue("&transaction", r#"["INSERT INTO apart VALUES(30)","INSERT INTO apart VALUES(1)"]"#);
+    queue("", r#"["PRAGMA user_version=1","INSERT INTO apart VALUES(1)","INSERT INTO apart VALUES(40)"]"#);
+    queue("", r#"["INSERT INTO apart VALUES(50)","INSERT INTO nowhere VALUES(1)"]"#);
+    let endless =
+        json!([format!("INSERT INTO apart {ENDLESS} SELECT max(n) FROM c"), "INSERT INTO apart VALUES(60)"]);
+    queue("&db_timeout=100ms", &endless.to_string());
+    queue("", r#"["INSERT INTO apart VALUES(70)"]"#);
+    ok(at, &format!("/tx/{id}/rollback"), "");
+    queue("&wait", r#"["INSERT INTO apart VALUES(80)"]"#);
+    let rows: Vec<Value> = (0..10).chain([20, 40, 50, 70, 80]).map(|n| json!([n])).collect();
+    let found = scene.rows("SELECT x FROM apart WHERE x<>60 ORDER BY x");
+    assert_eq!(found, Value::from(rows));
     let late = post(at, "/db/execute?queue&wait&timeout=0ms", r#"["INSERT INTO w VALUES(21)"]"#);
     assert!(late.status == 408 || late.status == 503, "{late:?}");
 }
@@ -541,10 +577,16 @@ fn interactive(scene: &Scene) {
 /// Transactions on a node that doesn't lead; what they have committed is there for the next read, at any node.
 fn interactive_anywhere(scene: &Scene) {
     let at = &scene.followers[0];
-    for n in 1..=20 {
+    ok(at, "/db/execute", r#"["CREATE TABLE large(x)"]"#);
+    for n in 1..=15 {
         let id = post(at, "/tx?db=main", "").json()["id"].as_str().unwrap().to_owned();
         let insert = json!([["INSERT INTO i VALUES(?)", 100 + n]]).to_string();
         assert!(ok(at, &format!("/tx/{id}/execute"), &insert).contains(r#""rows_affected":1"#));
+        if n % 3 == 0 {
+            // Here it only has to be shown; the leader has to write it.
+            let insert = r#"["INSERT INTO large VALUES(randomblob(3000000))"]"#;
+            ok(at, &format!("/tx/{id}/execute"), insert);
+        }
         assert_eq!(post(&scene.leader, &format!("/tx/{id}/commit"), "").status, 404, "it lives elsewhere");
         let committed = post(at, &format!("/tx/{id}/commit"), "");
         assert!(committed.json()["raft_index"].as_u64().unwrap() > 0, "{committed:?}");
