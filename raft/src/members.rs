@@ -18,7 +18,7 @@ impl Raft {
     }
 
     /// Whether a member has answered a heartbeat lately; on the leader.
-    fn answers(&self, id: NodeId) -> bool {
+    pub fn answers(&self, id: NodeId) -> bool {
         let metrics = self.inner.core.metrics();
         let metrics = metrics.borrow_watched();
         let last = metrics.heartbeat.as_ref().and_then(|all| all.get(&id).cloned().flatten());

@@ -89,7 +89,7 @@ async fn handing_over_to_nobody() {
     let (gone, other) = ((l + 1) % 3, (l + 2) % 3);
     assert!(matches!(nodes[l].raft.hand_over(Some(9)).await, Err(RaftError::Refused(_))));
     assert!(matches!(nodes[gone].raft.hand_over(None).await, Err(RaftError::NotLeader { .. })));
-    until("both answer", || nodes[l].raft.successor().is_some()).await;
+    until("both answer", || [gone, other].iter().all(|&n| nodes[l].raft.answers(nodes[n].id))).await;
 
     // It answered a moment ago, so this begins, and fails. (Rarely it is seen in time, or takes over first.)
     let (_, handed) =
@@ -108,7 +108,8 @@ async fn handing_over_to_nobody() {
     let two = [nodes[l].raft.clone(), nodes[other].raft.clone()];
     propose(&two, Bytes::from_static(b"goes on")).await;
 
-    // Now it is known not to answer: nothing begins.
+    // Once it is known not to answer, nothing begins.
+    until("it is missed", || !nodes[other].raft.answers(nodes[gone].id)).await;
     let refused = || async { nodes[other].raft.hand_over(Some(nodes[gone].id)).await };
     let term = nodes[other].raft.status().term;
     assert!(matches!(refused().await, Err(RaftError::Refused(_))));
