@@ -143,8 +143,9 @@ async fn purge_survives_restart() {
         n.raft.purge(last - 5).await.unwrap();
         until("purged", || n.raft.status().purged_index == Some(last - 5)).await;
         let log = n.dir.join("log");
-        let segments = || quire_raft::inspect::segments(log.parent().unwrap()).unwrap().len();
-        until("segments freed", || segments() <= 2).await;
+        // A file may go while they are looked at.
+        let segments = || quire_raft::inspect::segments(log.parent().unwrap());
+        until("segments freed", || segments().is_ok_and(|found| found.len() <= 2)).await;
     }
     for n in &mut nodes {
         n.raft.shutdown().await;
