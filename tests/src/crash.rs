@@ -402,6 +402,20 @@ impl Scene {
         self.wait_ready(node);
     }
 
+    /// Stops a node so that it has nothing to read again, and starts it with a fault.
+    pub fn restart_with(&mut self, node: u64, fault: &str) {
+        self.test.cluster.stop(node).unwrap();
+        self.test.cluster.node_mut(node).unwrap().env = vec![("QUIRE_FAULT".into(), fault.into())];
+        self.restart(node);
+        self.test.cluster.node_mut(node).unwrap().env.clear();
+    }
+
+    /// Waits until a node has died at its fault point.
+    pub fn dies(&mut self, node: u64, fault: &str) {
+        let status = self.test.cluster.wait_exit(node, PATIENCE).unwrap();
+        assert!(was_killed(status), "{fault}: {status}");
+    }
+
     /// Waits until a node serves.
     pub fn wait_ready(&self, node: u64) {
         let ready = |cluster: &quire_node::cli::local::LocalCluster| {

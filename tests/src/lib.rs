@@ -18,6 +18,7 @@ use std::net::{IpAddr, Ipv4Addr};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::OnceLock;
+use std::time::Instant;
 use tempfile::TempDir;
 
 /// The programs under test.
@@ -27,6 +28,13 @@ pub struct Programs {
     pub quire: PathBuf,
     /// The loadable extension.
     pub extension: PathBuf,
+}
+
+/// A step of a long test, which says how long it took.
+pub fn step(name: &str, body: impl FnOnce()) {
+    let began = Instant::now();
+    body();
+    println!("{name}: {:.1} s", began.elapsed().as_secs_f64());
 }
 
 /// Builds the programs as the tests themselves are built, once per test binary.

@@ -55,25 +55,17 @@ pub struct Bid {
 impl Bid {
     /// Reads it off an entry; an error if the entry is none of a lease's holder.
     pub fn of(command: &Bytes) -> Result<Bid, String> {
-        let id =
-            |body: &Bytes| Transaction::decode(body).map(|txn| txn.id()).map_err(|error| error.to_string());
-        match Command::decode(command).map_err(|error| error.to_string())? {
-            Command::Transaction { head: h, body } => Ok(Bid {
-                database: h.database,
-                id: id(&body)?,
-                base: h.base,
-                term: h.lease_term,
-                origin: h.origin,
-            }),
-            Command::Part { head: h, body } => Ok(Bid {
-                database: h.database,
-                id: id(&body)?,
-                base: h.base,
-                term: h.lease_term,
-                origin: h.origin,
-            }),
-            _ => Err("it is no transaction".into()),
-        }
+        let (database, base, term, origin, body) = match Command::decode(command)
+            .map_err(|error| error.to_string())?
+        {
+            Command::Transaction { head, body } => {
+                (head.database, head.base, head.lease_term, head.origin, body)
+            }
+            Command::Part { head, body } => (head.database, head.base, head.lease_term, head.origin, body),
+            _ => return Err("it is no transaction".into()),
+        };
+        let id = Transaction::decode(&body).map_err(|error| error.to_string())?.id();
+        Ok(Bid { database, id, base, term, origin })
     }
 }
 

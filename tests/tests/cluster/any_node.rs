@@ -4,9 +4,9 @@
 use nix::sys::signal::Signal;
 use quire_tests::admin::{quire_fails, quire_json};
 use quire_tests::crash::{App, DATABASE, PATIENCE, Scene, have_app, stock};
+use quire_tests::step;
 use serde_json::Value;
 use std::collections::BTreeMap;
-use std::time::Instant;
 
 #[test]
 fn apps_write_on_any_node() {
@@ -23,12 +23,6 @@ fn apps_write_on_any_node() {
     step("stopped in a transaction", || stopped(&scene));
     step("killed leaders", || killed_leaders(&mut scene));
     scene.check();
-}
-
-fn step(name: &str, body: impl FnOnce()) {
-    let began = Instant::now();
-    body();
-    println!("{name}: {:.1} s", began.elapsed().as_secs_f64());
 }
 
 /// Each node's apps see what the others wrote, and write on it.

@@ -10,6 +10,7 @@ use quire_tests::admin::{http, quire, quire_fails, quire_json};
 use quire_tests::crash::{PATIENCE, Scene, have_app};
 use quire_tests::programs;
 use quire_tests::replicas::assert_identical;
+use quire_tests::step;
 use rusqlite::Connection;
 use std::io::Write;
 use std::net::TcpStream;
@@ -87,12 +88,6 @@ fn memory(pid: i32, key: &str) -> u64 {
     let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
     let line = status.lines().find(|line| line.starts_with(key)).unwrap();
     line.split_whitespace().nth(1).unwrap().parse().unwrap()
-}
-
-fn step(name: &str, body: impl FnOnce()) {
-    let began = Instant::now();
-    body();
-    println!("{name}: {:.1} s", began.elapsed().as_secs_f64());
 }
 
 #[test]

@@ -4,6 +4,7 @@
 
 use nix::sys::signal::Signal;
 use quire_tests::crash::{App, PATIENCE, Rng, Scene, have_app, was_killed};
+use quire_tests::step;
 use std::time::Duration;
 
 /// The app's fault points in the order of a commit, and whether the transaction has committed by then; an
@@ -31,12 +32,6 @@ fn apps_that_die_or_pause() {
     step("forks", || forks(&scene, &mut watcher));
     step("closes in a transaction", || closes(&scene, &mut watcher));
     watcher.quit();
-}
-
-fn step(name: &str, body: impl FnOnce()) {
-    let began = std::time::Instant::now();
-    body();
-    println!("{name}: {:.1} s", began.elapsed().as_secs_f64());
 }
 
 /// Another app that was there all along sees a consistent state, and writes on at once.

@@ -3,16 +3,11 @@
 
 use nix::sys::signal::Signal;
 use quire_tests::crash::{App, DATABASE, PATIENCE, Rng, Scene, have_app, was_killed};
+use quire_tests::step;
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
 const VERDICTS: [&str; 4] = ["ack", "busy", "refused", "unknown"];
-
-fn step(name: &str, body: impl FnOnce()) {
-    let began = Instant::now();
-    body();
-    println!("{name}: {:.1} s", began.elapsed().as_secs_f64());
-}
 
 #[test]
 fn nodes_that_die_or_pause() {
@@ -135,27 +130,13 @@ fn follower_killed(scene: &mut Scene) {
     scene.check();
 }
 
-/// Stops a node so that it has nothing to read again, and starts it with a fault.
-fn restart_with(scene: &mut Scene, node: u64, fault: &str) {
-    scene.test.cluster.stop(node).unwrap();
-    scene.test.cluster.node_mut(node).unwrap().env = vec![("QUIRE_FAULT".into(), fault.into())];
-    scene.restart(node);
-    scene.test.cluster.node_mut(node).unwrap().env.clear();
-}
-
-/// Waits until a node has died at its fault point.
-fn dies(scene: &mut Scene, node: u64, fault: &str) {
-    let status = scene.test.cluster.wait_exit(node, PATIENCE).unwrap();
-    assert!(was_killed(status), "{fault}: {status}");
-}
-
 fn follower_points(scene: &mut Scene) {
     for (point, pass) in
         [("apply.framed", 1), ("apply.indexed", 3), ("apply.published", 1), ("apply.framed", 3)]
     {
         let fault = format!("{point}:{pass}");
         let node = scene.followers()[0];
-        restart_with(scene, node, &fault);
+        scene.restart_with(node, &fault);
         // Sometimes nobody is attached to the node that dies, sometimes a reader is.
         let mut reader = (pass == 3).then(|| scene.app(node));
         let before = reader.as_mut().map(|reader| {
@@ -166,7 +147,7 @@ fn follower_points(scene: &mut Scene) {
         for _ in 0..pass {
             scene.must_write(&mut app);
         }
-        dies(scene, node, &fault);
+        scene.dies(node, &fault);
         scene.must_write(&mut app);
         app.quit();
         scene.restart(node);
@@ -181,7 +162,7 @@ fn follower_points(scene: &mut Scene) {
 fn leader_points(scene: &mut Scene) {
     for point in ["gate.decided", "apply.indexed", "apply.published"] {
         let node = scene.followers()[0];
-        restart_with(scene, node, point);
+        scene.restart_with(node, point);
         scene.make_leader(node);
         let mut reader = scene.app(node);
         reader.number("SELECT count(*) FROM log");
@@ -190,7 +171,7 @@ fn leader_points(scene: &mut Scene) {
             // The node dies before it tells the app, and is back while the app waits.
             let mut app = scene.app(node);
             app.tell(&format!("write {n}"));
-            dies(scene, node, point);
+            scene.dies(node, point);
             reader.number("SELECT count(*) FROM log");
             scene.test.cluster.start_node(node).unwrap();
             let verdict = app.until(&VERDICTS, PATIENCE);
@@ -203,7 +184,7 @@ fn leader_points(scene: &mut Scene) {
             let mut app = scene.app_with(node, &[("QUIRE_FAULT", "commit.decided")], 15);
             app.tell(&format!("write {n}"));
             assert!(was_killed(app.wait_exit(PATIENCE)));
-            dies(scene, node, point);
+            scene.dies(node, point);
             reader.number("SELECT count(*) FROM log");
             scene.restart(node);
         }

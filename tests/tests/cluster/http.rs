@@ -9,6 +9,7 @@ use quire_node::cli::local::LocalCluster;
 use quire_tests::admin::quire_json;
 use quire_tests::crash::PATIENCE;
 use quire_tests::http::{Answer, get, ok, post, read, request};
+use quire_tests::step;
 use quire_tests::{TestCluster, programs};
 use serde_json::{Value, json};
 use std::collections::BTreeSet;
@@ -18,15 +19,8 @@ use std::path::PathBuf;
 use std::process::{Command, Stdio};
 use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
 use std::thread;
-use std::time::Instant;
 
 const ENDLESS: &str = "WITH RECURSIVE c(n) AS (SELECT 1 UNION ALL SELECT n+1 FROM c)";
-
-fn step(name: &str, body: impl FnOnce()) {
-    let began = Instant::now();
-    body();
-    println!("{name}: {:.1} s", began.elapsed().as_secs_f64());
-}
 
 struct Scene {
     test: TestCluster,

@@ -6,6 +6,7 @@ use quire_tests::crash::{App, DATABASE, PATIENCE, Scene, have_app, was_killed};
 use quire_tests::hosts::{Host, Program};
 use quire_tests::programs;
 use quire_tests::replicas::{assert_identical, database, steady};
+use quire_tests::step;
 use std::process::Command;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
@@ -85,12 +86,6 @@ fn verdict(app: &mut App) -> Result<(), String> {
         line if line == "done" => Ok(()),
         line => Err(line),
     }
-}
-
-fn step(name: &str, body: impl FnOnce()) {
-    let began = Instant::now();
-    body();
-    println!("{name}: {:.1} s", began.elapsed().as_secs_f64());
 }
 
 /// Writes, reads and other databases go on beside a large transaction, and nobody holds it in memory.
@@ -370,19 +365,6 @@ fn follower_killed(scene: &mut Scene, batch: &mut u64) {
     next_works(scene, batch);
 }
 
-/// Stops a node so that it has nothing to read again, and starts it with a fault.
-fn restart_with(scene: &mut Scene, node: u64, fault: &str) {
-    scene.test.cluster.stop(node).unwrap();
-    scene.test.cluster.node_mut(node).unwrap().env = vec![("QUIRE_FAULT".into(), fault.into())];
-    scene.restart(node);
-    scene.test.cluster.node_mut(node).unwrap().env.clear();
-}
-
-fn dies(scene: &mut Scene, node: u64, fault: &str) {
-    let status = scene.test.cluster.wait_exit(node, PATIENCE).unwrap();
-    assert!(was_killed(status), "{fault}: {status}");
-}
-
 fn follower_points(scene: &mut Scene, batch: &mut u64) {
     let points = [
         "part.staged:1",
@@ -394,7 +376,7 @@ fn follower_points(scene: &mut Scene, batch: &mut u64) {
     ];
     for (n, fault) in points.into_iter().enumerate() {
         let node = scene.followers()[0];
-        restart_with(scene, node, fault);
+        scene.restart_with(node, fault);
         // Sometimes nobody is attached to the node that dies, sometimes a reader is.
         let mut reader = (n % 2 == 1).then(|| scene.app(node));
         if let Some(reader) = &mut reader {
@@ -404,7 +386,7 @@ fn follower_points(scene: &mut Scene, batch: &mut u64) {
         *batch += 1;
         let mut app = scene.app(scene.leader());
         app.rows(&insert(*batch, 30, 40_000)).unwrap();
-        dies(scene, node, fault);
+        scene.dies(node, fault);
         scene.must_write(&mut app);
         app.quit();
         scene.restart(node);
@@ -430,13 +412,13 @@ fn leader_points(scene: &mut Scene, batch: &mut u64) {
         ("apply.published", true, Some("commit.decided")),
     ] {
         let node = scene.followers()[0];
-        restart_with(scene, node, fault);
+        scene.restart_with(node, fault);
         scene.make_leader(node);
         *batch += 1;
         let env: Vec<_> = app_fault.map(|fault| ("QUIRE_FAULT", fault)).into_iter().collect();
         let mut app = scene.app_with(node, &env, 15);
         app.tell(&format!("sql {}", insert(*batch, 30, 40_000)));
-        dies(scene, node, fault);
+        scene.dies(node, fault);
         scene.test.cluster.start_node(node).unwrap();
         if app_fault.is_some() {
             assert!(was_killed(app.wait_exit(PATIENCE)), "{fault}");

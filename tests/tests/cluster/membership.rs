@@ -6,14 +6,9 @@ use quire_node::cli::local::{LocalCluster, LocalNode};
 use quire_tests::TestCluster;
 use quire_tests::admin::{http, quire, quire_fails, quire_json};
 use quire_tests::crash::{PATIENCE, Scene, have_app};
+use quire_tests::step;
 use serde_json::Value;
 use std::time::{Duration, Instant};
-
-fn step(name: &str, body: impl FnOnce()) {
-    let began = Instant::now();
-    body();
-    println!("{name}: {:.1} s", began.elapsed().as_secs_f64());
-}
 
 fn node(scene: &Scene, id: u64) -> &LocalNode {
     scene.test.cluster.node(id).unwrap()

@@ -3,15 +3,10 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "tests")]
 
 use quire_tests::crash::{App, DATABASE, PATIENCE, Rng, Scene, have_app};
+use quire_tests::step;
 use serde_json::Value;
 use std::thread::sleep;
-use std::time::{Duration, Instant};
-
-fn step(name: &str, body: impl FnOnce()) {
-    let began = Instant::now();
-    body();
-    println!("{name}: {:.1} s", began.elapsed().as_secs_f64());
-}
+use std::time::Duration;
 
 #[test]
 fn nodes_that_come_back() {
