@@ -469,6 +469,29 @@ impl Node {
         self.raft().shutdown().await;
     }
 
+    /// Checkpoints all databases and purges the log as far as they have made it dispensable, but for the last
+    /// `trailing` entries of that. False if there is nothing to purge.
+    pub async fn snapshot(self: &Arc<Self>, trailing: u64) -> Result<bool, String> {
+        let node = self.clone();
+        let work = tokio::task::spawn_blocking(move || {
+            let held_up: Vec<_> =
+                node.registry.all().into_iter().filter(|database| !checkpoint(database)).collect();
+            node.store_manifest();
+            held_up.first().map(|database| database.name.clone())
+        });
+        let held_up = work.await.map_err(|_| "the checkpoint failed; the node's log says why".to_owned())?;
+        if let Some(name) = held_up {
+            return Err(format!("{name} can't be checkpointed now: a reader is in the way; try again"));
+        }
+        let durable = self.machine.durable().map_or(0, |position| position.index);
+        let upto = durable.saturating_sub(trailing);
+        if upto <= self.raft_status().purged_index.unwrap_or(0) {
+            return Ok(false);
+        }
+        self.raft().purge(upto).await.map_err(|why| why.to_string())?;
+        Ok(true)
+    }
+
     fn store_manifest(&self) {
         if let Err(error) = self.machine.store_manifest() {
             error!("can't write the manifest: {error}");

@@ -11,12 +11,12 @@ pub mod hosts;
 pub mod http;
 pub mod matrix;
 pub mod replicas;
+pub mod toolchains;
 
 use quire_node::cli::local::LocalCluster;
 use std::hash::{BuildHasher, RandomState};
 use std::net::{IpAddr, Ipv4Addr};
 use std::path::{Path, PathBuf};
-use std::process::Command;
 use std::sync::OnceLock;
 use std::time::Instant;
 use tempfile::TempDir;
@@ -50,19 +50,10 @@ pub fn programs() -> &'static Programs {
         let test = std::env::current_exe().unwrap();
         let deps = test.parent().unwrap();
         let target = deps.parent().unwrap();
-        let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
-        let mut build = Command::new(cargo);
+        let mut build = toolchains::cargo();
         build.args(["build", "--workspace", "--quiet", "--manifest-path"]);
         build.arg(Path::new(env!("CARGO_MANIFEST_DIR")).join("../Cargo.toml"));
         build.arg("--target-dir").arg(target.parent().unwrap());
-        // What cargo tells a test of its package: dependencies would be built anew for the difference.
-        let told = std::env::vars_os().map(|(name, _)| name).filter(|name| {
-            let name = name.to_string_lossy();
-            name.starts_with("CARGO_PKG_") || name.starts_with("CARGO_MANIFEST_")
-        });
-        for name in told {
-            build.env_remove(name);
-        }
         if target.file_name().is_some_and(|name| name == "release") {
             build.arg("--release");
         }
