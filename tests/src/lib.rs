@@ -6,6 +6,7 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "test support")]
 
 pub mod admin;
+pub mod chaos;
 pub mod crash;
 pub mod hosts;
 pub mod http;
@@ -48,8 +49,9 @@ pub fn programs() -> &'static Programs {
     static PROGRAMS: OnceLock<Programs> = OnceLock::new();
     PROGRAMS.get_or_init(|| {
         let test = std::env::current_exe().unwrap();
-        let deps = test.parent().unwrap();
-        let target = deps.parent().unwrap();
+        // Tests are one level deeper than binaries.
+        let target = test.parent().unwrap();
+        let target = if target.ends_with("deps") { target.parent().unwrap() } else { target };
         let mut build = toolchains::cargo();
         build.args(["build", "--workspace", "--quiet", "--manifest-path"]);
         build.arg(Path::new(env!("CARGO_MANIFEST_DIR")).join("../Cargo.toml"));
@@ -66,7 +68,7 @@ pub fn programs() -> &'static Programs {
 }
 
 /// A loopback address that no other test uses.
-fn own_address() -> IpAddr {
+pub(crate) fn own_address() -> IpAddr {
     let random = RandomState::new().hash_one(std::process::id());
     let [a, b, c, ..] = random.to_le_bytes();
     Ipv4Addr::new(127, a | 1, b, c.clamp(1, 254)).into()

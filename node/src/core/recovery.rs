@@ -51,6 +51,20 @@ pub fn plan(
     Plan::Resume { published: newest.map_or(durable, |p| p.index.max(durable)) }
 }
 
+/// Whether the files, which are kept and contain everything up to `published`, have the state of entry `index`, which
+/// came from another node. `is_on_record` says whether its publication is among `publications`. Where `ring`
+/// publications have come after it, all that are on record, it isn't there any more.
+pub fn has_state(
+    published: u64,
+    index: u64,
+    is_on_record: bool,
+    publications: &[Publication],
+    ring: usize,
+) -> bool {
+    let overtaken = publications.len() >= ring && publications.iter().all(|p| p.index > index);
+    published >= index && (is_on_record || overtaken)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -81,5 +95,15 @@ mod tests {
         let marked = [records[0], Publication { seen: true, ..records[1] }];
         assert_eq!(plan(true, Some(&header(2, 0)), 2, &marked), resume(6));
         assert_eq!(plan(true, Some(&header(2, 0)), 9, &[]), resume(9), "nothing since the checkpoint");
+    }
+
+    #[test]
+    fn a_state_of_another_node_is_there_also_when_its_record_is_not() {
+        let after: Vec<_> = (6..10).map(|index| publication(index, 1, index as u32, true)).collect();
+        assert!(has_state(9, 5, false, &after, 4), "its record was overwritten");
+        assert!(!has_state(9, 5, false, &after[1..], 4), "there is room for it, so it never was");
+        assert!(!has_state(9, 7, false, &after, 4), "nor here");
+        assert!(has_state(9, 7, true, &after, 4));
+        assert!(!has_state(6, 7, true, &after, 4), "begun, not published");
     }
 }

@@ -7,7 +7,7 @@ use super::database::{Database, Files, State};
 use super::incoming::Incoming;
 use super::install::{install_into_file, take_over};
 use super::parts::{Large, Stager};
-use super::side_file::{Contents, Record, SideFile};
+use super::side_file::{Contents, RING_LEN, Record, SideFile};
 use super::{checkpoint, scrub};
 use crate::command::DbId;
 use crate::core::head::Head;
@@ -108,6 +108,13 @@ impl Database {
         // stays, an app that has yet to publish the newest record is asking for it, so none waits for it.)
         let newest = publications.last().map_or(0, |p| p.index);
         let served = if plan == Plan::Rebuild { newest } else { published };
+        // Apps were attached: have WAL and index the state that came from another node?
+        let has_state = incoming.as_ref().is_some_and(|incoming| {
+            let index = incoming.target.position.index;
+            let is_it = |r: &Record| r.publication.index == index && r.txn == TxnId::default();
+            let is_on_record = records.iter().any(is_it);
+            recovery::has_state(published, index, is_on_record, &publications, RING_LEN as usize)
+        });
         let recent = match plan {
             Plan::Rebuild => VecDeque::new(),
             Plan::Resume { published } => {
@@ -147,14 +154,11 @@ impl Database {
             installed: None,
             transfer: None,
         };
-        // Apps were attached: has the WAL the state that was installed?
         let mut state = state;
         if let Some(incoming) = incoming {
-            let index = incoming.target.position.index;
-            let installed = |r: &&Record| r.publication.index == index && r.txn == TxnId::default();
-            if state.recent.iter().any(|r| installed(&r)) {
+            if has_state {
                 take_over(&mut state, &incoming);
-            } else if durable.position.index == index {
+            } else if durable.position.index == incoming.target.position.index {
                 state.fenced = Some("a repair was cut short".into());
             }
         }
