@@ -454,6 +454,7 @@ mod tests {
             flushed: OnceLock::new(),
             lease_timeout: Duration::from_secs(10),
             node: OnceLock::new(),
+            sim: Default::default(),
         });
         let registry = Arc::new(Registry::new(&dir.join("db"), context.clone()).unwrap());
         Machine::open(dir, registry, context).unwrap()

@@ -45,6 +45,16 @@ pub(super) async fn get(State(node): NodeState, params: Params) -> Response {
             None => return error(StatusCode::NOT_FOUND, &format!("there is no database {name}")),
         },
     };
+    body(&find(&node, &databases, id, base).await, params.flag("pretty"))
+}
+
+/// Looks a transaction up in these databases; `base` is the entry that it was written on, if that is known.
+pub(crate) async fn find(
+    node: &Arc<Node>,
+    databases: &[Arc<Database>],
+    id: TxnId,
+    base: Option<u64>,
+) -> Value {
     let look = || {
         let seen = |db: &Arc<Database>| Seen {
             db: db.name.clone(),
@@ -54,11 +64,11 @@ pub(super) async fn get(State(node): NodeState, params: Params) -> Response {
         look_up(id, databases.iter().map(seen))
     };
     if let Ok(found) = look() {
-        return body(&found, params.flag("pretty"));
+        return found;
     }
     // Not there: to be sure, this node must have all that was proposed before now.
-    let doubt = match databases.as_slice() {
-        [database] => match tokio::time::timeout(CERTAINTY, certainty(&node, database, id)).await {
+    let doubt = match databases {
+        [database] => match tokio::time::timeout(CERTAINTY, certainty(node, database, id)).await {
             Ok(Ok(())) => None,
             Ok(Err(why)) => Some(why),
             Err(_) => Some("the cluster did not answer in time".into()),
@@ -66,8 +76,7 @@ pub(super) async fn get(State(node): NodeState, params: Params) -> Response {
         [] => None,
         _ => Some("it is not in this node's log so far; name its database (db) for certainty".into()),
     };
-    let found = look().unwrap_or_else(|absent| absent.tell(doubt));
-    body(&found, params.flag("pretty"))
+    look().unwrap_or_else(|absent| absent.tell(doubt))
 }
 
 /// A transaction of whose outcome the log says nothing.
