@@ -83,13 +83,15 @@ pub(crate) async fn ask(world: Arc<World>, judge: Arc<Judge>) {
         let nodes = world.live_nodes();
         let live = nodes.get(node as usize % nodes.len().max(1)).and_then(|id| world.live(*id));
         let (Some(attempt), Some(live)) = (judge.some_attempt(which), live) else { continue };
-        let (node, databases) = (live.node.clone(), live.node.registry().find(attempt.name));
+        let (node, database) = (live.node.clone(), live.node.registry().id_of(attempt.name));
         drop(live);
-        let Some(database) = databases else { continue };
+        if database.is_none() {
+            continue;
+        }
         let base = with_base.then_some(attempt.base);
         let (world, judge) = (world.clone(), judge.clone());
         node.clone().spawn(async move {
-            let said = crate::api::outcome::find(&node, &[database], attempt.id, base).await;
+            let said = crate::api::outcome::find(&node, database, attempt.id, base).await;
             note!(world, "node {} says of {}: {}", node.id(), attempt.id, said["outcome"]);
             // Without a base, it speaks of the entries from there on.
             let since = said["databases"][0]["since"].as_u64();

@@ -197,12 +197,12 @@ impl Judge {
         }
         for node in world.nodes() {
             let Some(live) = world.live(node) else { continue };
-            let found: BTreeSet<_> = live.node.registry().all().iter().map(|database| database.id).collect();
+            let found = live.node.registry().ids();
             let expected = histories.iter().filter(|(_, history)| !history.is_dropped).map(|(id, _)| *id);
-            if found != expected.collect() {
+            if found != expected.collect::<BTreeSet<_>>() {
                 world.fail(format!("node {node} has the databases {found:?}"));
             }
-            for database in live.node.registry().all() {
+            for database in live.node.registry().open_ones() {
                 if let Some(history) = histories.get(&database.id) {
                     self.files(world, node, &database, history);
                 }

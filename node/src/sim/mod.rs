@@ -300,6 +300,7 @@ async fn play(world: &Arc<World>, judge: &Arc<Judge>, nemesis: Nemesis, weather:
             world.fail("an app does not end");
         }
     }
+    nemesis::open_all(world).await;
     until(world, HEALS, "nodes do not come to the same state", || nemesis::is_at_rest(world)).await;
 }
 

@@ -3,7 +3,7 @@
 use super::rng::Rng;
 use super::world::{World, note};
 use super::{MAIN, OTHER, app};
-use crate::command::{Command, DbId};
+use crate::command::Command;
 use quire_vfs::format::PageSize;
 use std::sync::Arc;
 use std::time::Duration;
@@ -86,12 +86,12 @@ impl Nemesis {
                 note!(world, "node {node} is impatient");
                 world.rush(if which & 4 == 0 { node } else { world.leader().unwrap_or(node) });
             }
+            Some(7) if which & 8 == 0 => world.close_idle(node),
             Some(7) => world.checkpoint(node),
             Some(8) => {
-                let found =
-                    world.live_nodes().into_iter().find_map(|id| world.live(id)?.node.registry().find(OTHER));
-                match found {
-                    Some(database) => world.command(&Command::DropDatabase { database: DbId(database.id.0) }),
+                let id_of = |id: u64| world.live(id)?.node.registry().id_of(OTHER);
+                match world.live_nodes().into_iter().find_map(id_of) {
+                    Some(database) => world.command(&Command::DropDatabase { database }),
                     None => create(world, OTHER),
                 }
                 if which & 1 == 0 {
@@ -117,6 +117,19 @@ async fn crash(world: &Arc<World>, node: u64, power: bool, down: Duration) {
     });
 }
 
+/// Has all nodes open all databases.
+pub(crate) async fn open_all(world: &World) {
+    for id in world.nodes() {
+        let Some(live) = world.live(id) else { continue };
+        for database in live.node.registry().ids() {
+            match tokio::time::timeout(Duration::from_secs(10), live.node.registry().open(database)).await {
+                Ok(Ok(_)) => {}
+                found => world.fail(format!("node {id} does not open database {database}: {found:?}")),
+            }
+        }
+    }
+}
+
 /// Whether all nodes have applied and published everything.
 pub(crate) fn is_at_rest(world: &World) -> bool {
     let states: Vec<_> = world.nodes().into_iter().map(|id| state(world, id)).collect();
@@ -127,12 +140,12 @@ type State = (u64, Vec<(u64, u64, String)>);
 
 fn state(world: &World, id: u64) -> Option<State> {
     let live = world.live(id)?;
+    for (name, why) in live.node.registry().faults() {
+        world.fail(format!("{name} is fenced on node {id}: {why}"));
+    }
     let mut databases = Vec::new();
-    for database in live.node.registry().all() {
+    for database in live.node.registry().open_ones() {
         let status = database.status();
-        if let Some(why) = status.fenced {
-            world.fail(format!("{} is fenced on node {id}: {why}", database.name));
-        }
         if !database.is_idle() {
             return None;
         }
@@ -157,7 +170,7 @@ pub(crate) fn describe(world: &World) {
             raft.leader,
             live.node.taken()
         );
-        for database in live.node.registry().all() {
+        for database in live.node.registry().open_ones() {
             if database.name == MAIN {
                 note!(world, "node {id}: {}", database.debug());
             }

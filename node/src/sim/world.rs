@@ -9,7 +9,7 @@ use crate::args::NodeArgs;
 use crate::clock;
 use crate::config::Config;
 use crate::db::context::Context;
-use crate::db::registry::Registry;
+use crate::db::registry::{Keep, Registry};
 use crate::gate::session;
 use crate::leadership::Leadership;
 use crate::machine::Machine;
@@ -26,6 +26,8 @@ use tokio::io::{DuplexStream, duplex};
 use tokio::sync::{mpsc, oneshot, watch};
 
 pub(crate) const COMMIT_DEADLINE: Duration = Duration::from_secs(4);
+/// All but one may be closed when it is not in use.
+const KEEP: Keep = Keep { most: 4, idle: Duration::ZERO };
 const LEASE_TIMEOUT: Duration = Duration::from_secs(1);
 /// Lines of the trace that are kept for a failure.
 const KEPT: usize = 400;
@@ -285,7 +287,7 @@ impl World {
             sim: Hooks::of(self.this()),
         });
         let text = |error: &dyn std::fmt::Display| error.to_string();
-        let registry = Arc::new(Registry::new(&dir.join("db"), context.clone()).map_err(|e| text(&e))?);
+        let registry = Arc::new(Registry::new(&dir.join("db"), context.clone(), KEEP).map_err(|e| text(&e))?);
         let machine = Machine::open(dir, registry.clone(), context.clone()).map_err(|e| text(&e))?;
         let machine = Arc::new(machine);
         let durable = machine.durable().map_or(0, |at| at.index + 1);
@@ -306,7 +308,7 @@ impl World {
         let consensus = Arc::new(Seat { world: self.this(), id, life: lives, watch: status.subscribe() });
         let node = Node::simulated(config, context.clone(), registry, machine.clone(), consensus);
         let node = node.map_err(|error| error.to_string())?;
-        for database in node.registry().all() {
+        for database in node.registry().open_ones() {
             if let Some(why) = database.fenced() {
                 return Err(format!("{} is fenced: {why}", database.name));
             }
@@ -336,6 +338,15 @@ impl World {
             note!(self, "node {id} checkpoints");
             let node = live.node.clone();
             live.context.run_blocking(move || node.checkpoint_all());
+        }
+    }
+
+    /// Has a node close what it does not need open.
+    pub(crate) fn close_idle(&self, id: u64) {
+        if let Some(live) = self.live(id) {
+            note!(self, "node {id} closes what is idle");
+            let registry = live.node.registry().clone();
+            live.context.run_blocking(move || registry.close_idle());
         }
     }
 
