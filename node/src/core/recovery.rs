@@ -7,6 +7,11 @@
 //! Before a transaction is published, its *publication* (entry, WAL generation, last frame) is recorded in
 //! the side file, and marked once it was seen to be published; the next one can't begin before. So at most
 //! the newest record is in doubt, and the index's own header settles it.
+//!
+//! Once the WAL is dropped, what is on record speaks of a WAL that is no more. So before that, all records are made
+//! *void*: they still say what was committed, and may have been read, but not what the WAL contains. Otherwise a node
+//! that ends again before it has read its log would find them, and a reader that came meanwhile, and take entries for
+//! published that are nowhere.
 
 use quire_vfs::format::FrameNo;
 use quire_vfs::format::wal::Salts;
@@ -23,6 +28,18 @@ pub struct Publication {
     pub frame: FrameNo,
     /// It was seen to be published.
     pub seen: bool,
+}
+
+impl Publication {
+    /// The same entry, of which nothing is said but that it was committed.
+    pub fn void(self) -> Publication {
+        Publication { salts: Salts::default(), frame: FrameNo(u32::MAX), seen: false, ..self }
+    }
+
+    /// Whether it was made so.
+    pub fn is_void(&self) -> bool {
+        *self == self.void()
+    }
 }
 
 /// What to do with the files.
@@ -82,6 +99,27 @@ mod tests {
         let seen = [publication(5, 1, 3, true)];
         assert_eq!(plan(false, Some(&header(1, 3)), 2, &seen), Plan::Rebuild);
         assert_eq!(plan(true, None, 2, &seen), Plan::Rebuild);
+    }
+
+    #[test]
+    fn void_records_say_nothing_of_the_wal() {
+        let void = [publication(5, 1, 3, true).void(), publication(6, 1, 7, true).void()];
+        assert!(void[0].is_void() && !publication(5, 1, 3, true).is_void());
+        let resume = |published| Plan::Resume { published };
+        // The WAL was dropped; a reader came, and the node ended again.
+        assert_eq!(
+            plan(true, Some(&IndexHeader::empty()), 2, &void),
+            resume(2),
+            "before it published anything"
+        );
+        let mut records = vec![void[0], void[1], publication(5, 2, 3, false)];
+        assert_eq!(
+            plan(true, Some(&IndexHeader::empty()), 2, &records),
+            resume(2),
+            "before it published that"
+        );
+        records[2].seen = true;
+        assert_eq!(plan(true, Some(&header(2, 3)), 2, &records), resume(5));
     }
 
     #[test]
