@@ -2,6 +2,7 @@
 //! it. Whatever breaks the protocol ends the connection and harms nobody else.
 
 use super::reads;
+use super::wire::Wire;
 use crate::command::TRANSACTION_PREFIX;
 use crate::core::lease::SessionId;
 use crate::db::database::Database;
@@ -17,9 +18,7 @@ use quire_vfs::gate::proto::{
 use std::io;
 use std::sync::Arc;
 use std::time::Duration;
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::UnixStream;
-use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf};
 use tokio::sync::oneshot;
 use tokio::time::{Instant, timeout};
 use tracing::{debug, warn};
@@ -32,6 +31,8 @@ const MESSAGE_DEADLINE: Duration = Duration::from_secs(30);
 const RETRY: Duration = Duration::from_secs(1);
 /// How often a session whose time is over looks whether the leader has answered in vain.
 const ANSWER_POLL: Duration = Duration::from_millis(100);
+/// Room for what comes next, in bytes: for most transactions.
+const ROOM: usize = 9 << 10;
 /// No queueing longer than this, whatever is asked.
 pub(super) const MAX_WAIT: Duration = Duration::from_secs(10);
 
@@ -54,7 +55,7 @@ pub enum SessionError {
 
 /// Reads messages; buffered, so that waiting for one can be interrupted.
 pub(super) struct Inbox {
-    stream: OwnedReadHalf,
+    wire: Wire,
     buffer: BytesMut,
     max: usize,
 }
@@ -72,7 +73,10 @@ impl Inbox {
                 self.buffer.reserve(4 + len - self.buffer.len());
             }
             let is_idle = self.buffer.is_empty();
-            let read = self.stream.read_buf(&mut self.buffer);
+            if is_idle {
+                self.buffer.reserve(ROOM);
+            }
+            let read = self.wire.read(&mut self.buffer);
             let n = if is_idle {
                 read.await?
             } else {
@@ -89,7 +93,6 @@ pub(super) struct Session {
     pub(super) id: SessionId,
     pub(super) node: Arc<Node>,
     pub(super) inbox: Inbox,
-    out: OwnedWriteHalf,
     /// Attempts to get the lease since it last committed, and when the last one ended.
     attempts: (u32, Instant),
     /// A large transaction of which parts were sent, and no Commit succeeded.
@@ -98,10 +101,9 @@ pub(super) struct Session {
 
 /// Serves a connection to its end.
 pub async fn run(stream: UnixStream, id: SessionId, node: Arc<Node>) -> Result<(), SessionError> {
-    let (stream, out) = stream.into_split();
-    let inbox = Inbox { stream, buffer: BytesMut::with_capacity(8192), max: MAX_SMALL };
+    let inbox = Inbox { wire: Wire::new(stream)?, buffer: BytesMut::new(), max: MAX_SMALL };
     let attempts = (0, Instant::now());
-    let mut session = Session { id, node, inbox, out, attempts, unfinished: None };
+    let mut session = Session { id, node, inbox, attempts, unfinished: None };
     let first = timeout(HELLO_DEADLINE, session.inbox.next()).await.map_err(|_| SessionError::Slow)?;
     let hello = match first {
         Ok(None) => return Ok(()),
@@ -134,7 +136,7 @@ pub async fn run(stream: UnixStream, id: SessionId, node: Arc<Node>) -> Result<(
 impl Session {
     async fn send(&mut self, response: &Response) -> Result<(), SessionError> {
         let bytes = response.encode();
-        timeout(MESSAGE_DEADLINE, self.out.write_all(&bytes)).await.map_err(|_| SessionError::Slow)??;
+        timeout(MESSAGE_DEADLINE, self.inbox.wire.write(&bytes)).await.map_err(|_| SessionError::Slow)??;
         Ok(())
     }
 
