@@ -493,7 +493,7 @@ impl Node {
         let node = self.clone();
         let work = tokio::task::spawn_blocking(move || {
             let held_up: Vec<_> =
-                node.registry.all().into_iter().filter(|database| !checkpoint(database)).collect();
+                node.registry.open_ones().into_iter().filter(|database| !checkpoint(database)).collect();
             node.store_manifest();
             held_up.first().map(|database| database.name.clone())
         });

@@ -61,7 +61,7 @@ async fn in_sync(node: &Arc<Node>, timeout: Duration) -> Result<(), String> {
         let request = PeerRequest::ReadIndex { confirm: false };
         let index = peers::ask_leader(node, request, timeout).await.map_err(|why| why.to_string())?;
         node.wait_taken(index).await;
-        for database in node.registry().all() {
+        for database in node.registry().open_ones() {
             database.caught_up().await;
         }
         Ok(())
