@@ -642,9 +642,7 @@ fn identity(path: &Path, cluster_id: &[u8; 16], node_id: u64) -> Result<(), Node
     let found = match std::fs::read_to_string(path) {
         Ok(found) => found,
         Err(error) if error.kind() == io::ErrorKind::NotFound => {
-            std::fs::write(path, &expected).map_err(io)?;
-            File::open(path).and_then(|file| file.sync_all()).map_err(io)?;
-            return crate::manifest::sync_dir(path).map_err(io);
+            return crate::manifest::replace_file(path, expected.as_bytes()).map_err(io);
         }
         Err(error) => return Err(io(error)),
     };
