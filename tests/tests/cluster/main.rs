@@ -14,6 +14,7 @@ mod judges;
 mod large;
 mod many;
 mod membership;
+mod outcomes;
 mod reads;
 mod recover;
 mod restart;
