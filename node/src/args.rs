@@ -513,6 +513,31 @@ pub struct BenchArgs {
 pub enum BenchWhat {
     /// Measure one-row inserts over HTTP, on any server with rqlite's API.
     Http(BenchHttpArgs),
+    /// Measure writers on a leader and on a follower, both in turn, and of several databases.
+    Writers(BenchWritersArgs),
+}
+
+/// Flags of `quire bench writers`.
+#[derive(Clone, Debug, Args)]
+pub struct BenchWritersArgs {
+    /// Number of nodes.
+    #[arg(long, default_value_t = 3, value_name = "N", value_parser = clap::value_parser!(u32).range(2..=9))]
+    pub nodes: u32,
+    /// Databases that are written at the same time.
+    #[arg(long, default_value_t = 8, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=256))]
+    pub databases: u32,
+    /// Seconds per measurement, of which there are five in a turn.
+    #[arg(long, default_value_t = 2, value_name = "S", value_parser = clap::value_parser!(u64).range(1..))]
+    pub seconds: u64,
+    /// Turns.
+    #[arg(long, default_value_t = 3, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
+    pub turns: u32,
+    /// The loadable extension [default: beside this program].
+    #[arg(long, env = "QUIRE_EXTENSION", value_name = "FILE")]
+    pub extension: Option<PathBuf>,
+    /// Print JSON.
+    #[arg(long)]
+    pub json: bool,
 }
 
 /// Flags of `quire bench http`.

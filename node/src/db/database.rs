@@ -317,6 +317,8 @@ pub struct Database {
     /// The last entry that was dealt with, for those who wait for it.
     pub(super) progress: watch::Sender<u64>,
     pub(super) dropped: AtomicBool,
+    /// Its file was touched by somebody, and is being read.
+    pub(super) is_touched: AtomicBool,
     /// One checkpoint at a time.
     pub(super) checkpointing: Mutex<()>,
     /// Places for requests to the leader that wait for the lease there.

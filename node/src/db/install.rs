@@ -172,7 +172,7 @@ pub(super) fn take_over(state: &mut State, incoming: &Incoming) {
 pub(super) fn install_into_file(
     holder: &Holder,
     side: &mut SideFile,
-    wal: &Wal,
+    wal: &mut Wal,
     before: &Durable,
     incoming: &Incoming,
 ) -> Result<Durable, DbError> {

@@ -20,6 +20,7 @@
 //! | [`dropping`] | what becomes of a database that is dropped |
 //! | [`export`] | a view as an ordinary SQLite file |
 //! | [`scrub`] | reads pages and compares them with their hashes |
+//! | `strangers` | who writes past the gate |
 //! | [`incoming`] | `NAME.db-incoming`: a state on its way from another node |
 //! | [`install`] | makes an incoming state this node's own |
 //! | [`sql`] | the daemon's own connections, through the quire VFS |
@@ -45,6 +46,7 @@ pub mod registry;
 pub mod scrub;
 pub mod side_file;
 pub mod sql;
+mod strangers;
 pub mod view;
 pub mod worker;
 

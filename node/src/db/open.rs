@@ -59,7 +59,7 @@ impl Database {
         }
         let publications: Vec<_> = records.iter().map(|r| r.publication).collect();
         let plan = recovery::plan(attached, header.as_ref(), durable.position.index, &publications);
-        let wal = Wal::open(path, page_size)?;
+        let mut wal = Wal::open(path, page_size)?;
         // Where no checkpoint was at work, nobody but the node can have changed the file.
         let same = durable.target > durable.position.index
             || checkpoint::stamp(&holder, page_size)? == durable.stamp;
@@ -84,7 +84,7 @@ impl Database {
                 }
                 holder.lock(IndexLock::Recover)?;
                 if let Some(incoming) = incoming.take() {
-                    durable = install_into_file(&holder, &mut side, &wal, &durable, &incoming)?;
+                    durable = install_into_file(&holder, &mut side, &mut wal, &durable, &incoming)?;
                     hashes = incoming.hashes;
                     if durable.target == durable.position.index {
                         holder.admit_readers();
@@ -172,6 +172,7 @@ impl Database {
             stager,
             progress: watch::Sender::new(index),
             dropped: AtomicBool::new(false),
+            is_touched: AtomicBool::new(false),
             checkpointing: Mutex::new(()),
             asking: tokio::sync::Semaphore::new(crate::forward::MAX_ASKING_FOR_ONE),
             transfers: Arc::default(),

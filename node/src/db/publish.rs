@@ -168,7 +168,7 @@ impl Database {
         let is_simple =
             entry.before.is_empty() && entry.transaction(self).is_ok_and(|txn| txn.fill_count() == 0);
         let seen = is_simple
-            && self.is_published(&files, &record).unwrap_or(false)
+            && self.is_published(&mut files, &record).unwrap_or(false)
             && files.side.mark_seen(&record).is_ok();
         self.unlock_gate();
         drop(files);
@@ -339,10 +339,14 @@ impl Database {
     }
 
     /// With the gate lock: whether the wal-index shows a publication.
-    fn is_published(&self, files: &Files, record: &Record) -> Result<bool, DbError> {
-        let header = files.wal.tidy(&self.holder)?;
+    fn is_published(&self, files: &mut Files, record: &Record) -> Result<bool, DbError> {
         let Publication { salts, frame, .. } = record.publication;
-        Ok(header.salts == salts && header.max_frame == frame)
+        let header = files.wal.tidy(&self.holder, Some((salts, frame)))?;
+        let is_published = (header.salts, header.max_frame) == (salts, frame);
+        if is_published {
+            files.wal.saw(header);
+        }
+        Ok(is_published)
     }
 
     /// With the gate lock: sees whether the app has published, and does what is left to do.
@@ -350,7 +354,7 @@ impl Database {
         let txn = entry.transaction(self)?;
         {
             let mut files = self.files();
-            if self.is_published(&files, &record)? {
+            if self.is_published(&mut files, &record)? {
                 let mut fills = self.fills_before(entry)?;
                 fills.extend(txn.fills(entry.old_size).map(|(page, _)| page));
                 if !fills.is_empty() {

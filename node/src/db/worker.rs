@@ -111,7 +111,7 @@ impl Database {
                 (state, _) = self.lock_gate(state, None);
                 // Whoever syncs the files must not keep those waiting who need the state.
                 drop(state);
-                let result = self.files().wal.tidy(&self.holder).map(drop);
+                let result = self.tidy();
                 self.unlock_gate();
                 state = self.state();
                 if let Err(error) = result {
