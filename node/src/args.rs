@@ -161,6 +161,9 @@ pub struct NodeArgs {
     /// Checkpoint a database when its WAL holds this much [default: 16].
     #[arg(long, env = "QUIRE_CHECKPOINT_MIB", value_name = "MIB")]
     pub checkpoint_mib: Option<u64>,
+    /// Entries of a database that wait while an app on this node stands still, in MiB. For tests.
+    #[arg(long, env = "QUIRE_QUEUE_MIB", value_name = "MIB", hide = true)]
+    pub queue_mib: Option<usize>,
     /// Keep so many databases open at most, not counting those that are in use [default: 256].
     #[arg(long, env = "QUIRE_MAX_OPEN_DATABASES", value_name = "N")]
     pub max_open_databases: Option<usize>,
@@ -217,6 +220,7 @@ impl NodeArgs {
             election_timeout_ms: self.election_timeout_ms.or(file.election_timeout_ms),
             log_segment_mib: self.log_segment_mib.or(file.log_segment_mib),
             checkpoint_mib: self.checkpoint_mib.or(file.checkpoint_mib),
+            queue_mib: self.queue_mib.or(file.queue_mib),
             max_open_databases: self.max_open_databases.or(file.max_open_databases),
             idle_timeout_ms: self.idle_timeout_ms.or(file.idle_timeout_ms),
             log_retain_mib: self.log_retain_mib.or(file.log_retain_mib),

@@ -54,6 +54,10 @@ pub async fn repair(node: Arc<Node>, mut fenced: mpsc::UnboundedReceiver<DbId>) 
             let mut pause = PAUSE_MIN;
             let mut said = String::new();
             while database.fenced().is_some() && !database.is_dropped() {
+                // Nothing can be installed while an app stands still in there.
+                while database.stands_still() && !database.is_dropped() {
+                    sleep(PAUSE_MIN).await;
+                }
                 match attempt(&node, &database).await {
                     Ok(peer) => info!(database = database.name, peer, "repaired"),
                     Err(error) => {
@@ -84,7 +88,7 @@ async fn attempt(node: &Arc<Node>, database: &Arc<Database>) -> Result<u64, Repa
     let mut result = Err(RepairError::Alone);
     for peer in peers {
         result = async {
-            let received = transfer::receive(node, database, peer, 0).await?;
+            let received = transfer::receive(node, database, peer, node.taken()).await?;
             database.install_incoming(&received).await?;
             Ok(peer)
         }

@@ -10,6 +10,7 @@ use super::applier::Wal;
 use super::checkpoint::stamp;
 use super::database::{Database, Files, State};
 use super::incoming::{Incoming, Target};
+use super::lag;
 use super::publish::mark;
 use super::side_file::{Durable, Record, SideFile};
 use super::view::patiently;
@@ -122,6 +123,7 @@ impl Database {
         state.published = position.index;
         state.fenced = None;
         state.hold = None;
+        state.behind = None;
         self.progress.send_replace(incoming.target.as_of.max(position.index));
         let _ = self.context.checkpoints.send(self.id);
         if position.index >= state.consistent_from {
@@ -149,7 +151,14 @@ impl Database {
             let mut state = self.state();
             state.installed.take_if(|incoming| incoming.target.position.index <= index)
         };
-        installed.map_or(Ok(()), |incoming| incoming.remove())
+        let Some(incoming) = installed else { return Ok(()) };
+        {
+            let state = self.state();
+            if state.behind.is_none() {
+                lag::forget(self.path());
+            }
+        }
+        incoming.remove()
     }
 }
 

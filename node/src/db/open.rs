@@ -6,6 +6,7 @@ use super::context::{Context, first_token};
 use super::database::{Database, Files, State};
 use super::incoming::Incoming;
 use super::install::{install_into_file, take_over};
+use super::lag::{self, behind_path};
 use super::parts::{Large, Stager};
 use super::side_file::{Contents, Record, SideFile};
 use super::{checkpoint, scrub};
@@ -49,6 +50,7 @@ impl Database {
             Ok(incoming) => (incoming, None),
             Err(error) => (None, Some(error.to_string())),
         };
+        let mut is_behind = behind_path(path).exists();
         let attached = holder.others_attached()?;
         let header = wal_index::recover_header(holder.region(0)?);
         let frames = header.map_or(0, |header| header.max_frame.0);
@@ -86,6 +88,10 @@ impl Database {
                 if let Some(incoming) = incoming.take() {
                     durable = install_into_file(&holder, &mut side, &mut wal, &durable, &incoming)?;
                     hashes = incoming.hashes;
+                    if is_behind {
+                        lag::forget(path);
+                        is_behind = false;
+                    }
                     if durable.target == durable.position.index {
                         holder.admit_readers();
                     }
@@ -96,6 +102,11 @@ impl Database {
             }
             Plan::Resume { published } => published,
         };
+        if is_behind {
+            let why =
+                "entries were not kept for it while an app stood still; its state comes from another node";
+            fenced = fenced.or(Some(why.into()));
+        }
         info!(
             database = name,
             durable = durable.position.index,
@@ -122,6 +133,9 @@ impl Database {
             published,
             consistent_from: served.max(durable.target).max(published),
             queue: VecDeque::new(),
+            queued_bytes: 0,
+            stuck: None,
+            behind: is_behind.then_some(true),
             running: false,
             head: Head::new(durable.position.index),
             lease: LeaseTable::new(first_token(), context.lease_timeout),

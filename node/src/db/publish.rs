@@ -87,7 +87,7 @@ impl Database {
                     state.hold = None;
                 }
             }
-            state.queue.push_back(Work::Entry { position, head, body });
+            self.keep(&mut state, Work::Entry { position, head, body });
         }
         // It may have been what others waited for, here or elsewhere.
         self.advance(&mut state);
@@ -313,7 +313,10 @@ impl Database {
         let mut complained = false;
         loop {
             match self.gate_lock.try_lock() {
-                Ok(true) => return (state, false),
+                Ok(true) => {
+                    state.stuck = None;
+                    return (state, false);
+                }
                 Ok(false) => {}
                 Err(error) => warn!(database = self.name, "gate lock: {error}"),
             }
@@ -321,8 +324,10 @@ impl Database {
                 state.pending.as_ref().is_some_and(|p| p.id == *id && p.waiter.is_some())
             };
             if unless.is_some_and(|id| waits(&state, id)) {
+                state.stuck = None;
                 return (state, true);
             }
+            state.stuck = state.stuck.or(Some(began));
             if !complained && began.elapsed() > LOCK_COMPLAINT {
                 complained = true;
                 warn!(database = self.name, "this node's copy lags: a paused app holds the gate lock");

@@ -43,6 +43,7 @@ impl Database {
             Work::Entry { position, head, body } => return self.entry(state, position, head, body),
             Work::Part(part) => return self.part(state, &part),
             Work::Void { index, id } => self.void(&mut state, index, id),
+            Work::Skipped(index) => self.has_dealt_with(&state, index),
             Work::Publish(entry) => return self.publish(state, entry),
             Work::NewTerm(term) => {
                 state.large.new_term(term);

@@ -15,6 +15,7 @@ mod large;
 mod many;
 mod membership;
 mod outcomes;
+mod paused;
 mod reads;
 mod recover;
 mod restart;
