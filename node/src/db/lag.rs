@@ -8,6 +8,7 @@
 //! when the state that was installed is in the database file.
 
 use super::database::{Database, State, Work};
+use crate::clock;
 use crate::manifest::sync_dir;
 use std::fs::File;
 use std::io;
@@ -39,7 +40,7 @@ pub(super) fn forget(database: &Path) {
 impl State {
     /// What keeps this node from applying what waits, if it is an app that stands still.
     pub(super) fn lagging(&self) -> Option<String> {
-        let since = self.stuck.filter(|since| since.elapsed() > PATIENCE)?.elapsed().as_secs();
+        let since = self.stuck.map(clock::since).filter(|since| *since > PATIENCE)?.as_secs();
         Some(format!("an app on this node has stood still in a transaction for {since} s"))
     }
 
@@ -58,7 +59,8 @@ impl Database {
         let bytes = work.held_bytes();
         let is_full = state.queued_bytes + bytes > self.context.queue_bytes;
         // Without an app that stands still, the worker is about to make room.
-        if state.stuck.is_some_and(|since| since.elapsed() > PATIENCE) && (is_full || state.behind.is_some())
+        if state.stuck.is_some_and(|since| clock::since(since) > PATIENCE)
+            && (is_full || state.behind.is_some())
         {
             if state.behind.is_none() {
                 self.fall_behind(state);
@@ -83,7 +85,7 @@ impl Database {
                 .into(),
         );
         let database = self.clone();
-        self.context.runtime.spawn_blocking(move || {
+        self.context.run_blocking(move || {
             let path = behind_path(database.path());
             let written = File::create(&path).and_then(|file| file.sync_all()).and_then(|()| sync_dir(&path));
             let mut state = database.state();

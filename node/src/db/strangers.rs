@@ -47,7 +47,7 @@ impl Database {
         let Ok(_no_checkpoint) = self.checkpointing.try_lock() else { return };
         if is_settled && !stamp.is_of(self.path()) && !self.is_touched.swap(true, Ordering::SeqCst) {
             warn!(database = self.name, "its file was touched by another process; reading all of it");
-            self.context.runtime.spawn(crate::repair::scrub_touched(self.clone()));
+            self.context.spawn(crate::repair::scrub_touched(self.clone()));
         }
     }
 

@@ -63,7 +63,7 @@ pub async fn serve(listener: UnixListener, node: Arc<Node>) {
         let id = ids.fetch_add(1, Ordering::Relaxed);
         let node = node.clone();
         tokio::spawn(async move {
-            if let Err(error) = session::run(stream, id, node).await {
+            if let Err(error) = session::run(stream.into_split(), id, node).await {
                 debug!(session = id, "{error}");
             }
             drop(place);

@@ -17,9 +17,7 @@ use quire_vfs::gate::proto::{
 use std::io;
 use std::sync::Arc;
 use std::time::Duration;
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::UnixStream;
-use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::sync::oneshot;
 use tokio::time::{Instant, timeout};
 use tracing::{debug, warn};
@@ -54,7 +52,7 @@ pub enum SessionError {
 
 /// Reads messages; buffered, so that waiting for one can be interrupted.
 pub(super) struct Inbox {
-    stream: OwnedReadHalf,
+    stream: Box<dyn AsyncRead + Send + Sync + Unpin>,
     buffer: BytesMut,
     max: usize,
 }
@@ -89,16 +87,23 @@ pub(super) struct Session {
     pub(super) id: SessionId,
     pub(super) node: Arc<Node>,
     pub(super) inbox: Inbox,
-    out: OwnedWriteHalf,
+    out: Box<dyn AsyncWrite + Send + Sync + Unpin>,
     /// Attempts to get the lease since it last committed, and when the last one ended.
     attempts: (u32, Instant),
     /// A large transaction of which parts were sent, and no Commit succeeded.
     pub(super) unfinished: Option<TxnId>,
 }
 
-/// Serves a connection to its end.
-pub async fn run(stream: UnixStream, id: SessionId, node: Arc<Node>) -> Result<(), SessionError> {
-    let (stream, out) = stream.into_split();
+/// Serves a connection, of which these are the two directions, to its end.
+pub async fn run(
+    (stream, out): (
+        impl AsyncRead + Send + Sync + Unpin + 'static,
+        impl AsyncWrite + Send + Sync + Unpin + 'static,
+    ),
+    id: SessionId,
+    node: Arc<Node>,
+) -> Result<(), SessionError> {
+    let (stream, out) = (Box::new(stream), Box::new(out));
     let inbox = Inbox { stream, buffer: BytesMut::with_capacity(8192), max: MAX_SMALL };
     let attempts = (0, Instant::now());
     let mut session = Session { id, node, inbox, out, attempts, unfinished: None };
@@ -329,7 +334,7 @@ impl Session {
         };
         if working {
             // The proposal goes on whatever becomes of the app.
-            tokio::spawn(work);
+            self.node.spawn(work);
         }
         result.unwrap_or_else(|| Outcome::Refused("it was not proposed: the leader is changing".into()))
     }

@@ -1,6 +1,7 @@
 //! Closing what nobody uses.
 
 use super::{Moving, Open, Registry};
+use crate::clock;
 use crate::command::DbId;
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -11,7 +12,7 @@ impl Registry {
     /// Closes what nobody has used for a while. Blocks.
     pub fn close_idle(self: &Arc<Self>) {
         self.make_room();
-        let now = Instant::now();
+        let now = clock::now();
         let mut open: Vec<_> = {
             let slots = self.slots();
             let of = |open: &Open| (open.used, open.database.id, Arc::strong_count(&open.database) == 1);

@@ -40,6 +40,12 @@ impl Registry {
         all
     }
 
+    /// The ids of those that are open, or about to be.
+    pub fn in_use(&self) -> Vec<DbId> {
+        let slots = self.slots();
+        slots.open.keys().chain(slots.moving.keys()).copied().collect()
+    }
+
     /// Those that are not served, and why.
     pub fn faults(&self) -> Vec<(String, String)> {
         let (open, mut all) = self.both(|closed| Some((closed.name.clone(), closed.trouble.clone()?)));
