@@ -30,6 +30,8 @@ const MESSAGE_DEADLINE: Duration = Duration::from_secs(30);
 const RETRY: Duration = Duration::from_secs(1);
 /// How often a session whose time is over looks whether the leader has answered in vain.
 const ANSWER_POLL: Duration = Duration::from_millis(100);
+/// Room for what comes next, in bytes: for most transactions.
+const ROOM: usize = 9 << 10;
 /// No queueing longer than this, whatever is asked.
 pub(super) const MAX_WAIT: Duration = Duration::from_secs(10);
 
@@ -70,6 +72,9 @@ impl Inbox {
                 self.buffer.reserve(4 + len - self.buffer.len());
             }
             let is_idle = self.buffer.is_empty();
+            if is_idle {
+                self.buffer.reserve(ROOM);
+            }
             let read = self.stream.read_buf(&mut self.buffer);
             let n = if is_idle {
                 read.await?
@@ -104,7 +109,7 @@ pub async fn run(
     node: Arc<Node>,
 ) -> Result<(), SessionError> {
     let (stream, out) = (Box::new(stream), Box::new(out));
-    let inbox = Inbox { stream, buffer: BytesMut::with_capacity(8192), max: MAX_SMALL };
+    let inbox = Inbox { stream, buffer: BytesMut::new(), max: MAX_SMALL };
     let attempts = (0, Instant::now());
     let mut session = Session { id, node, inbox, out, attempts, unfinished: None };
     let first = timeout(HELLO_DEADLINE, session.inbox.next()).await.map_err(|_| SessionError::Slow)?;
