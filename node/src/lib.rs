@@ -20,6 +20,7 @@ pub mod dump;
 pub mod forward;
 pub mod gate;
 pub mod leadership;
+pub mod limits;
 pub mod load;
 pub mod machine;
 pub mod manifest;

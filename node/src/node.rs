@@ -256,6 +256,7 @@ impl Node {
     /// cluster yet; see [`Node::enter_cluster`].
     pub async fn start(config: Config) -> Result<Arc<Node>, NodeError> {
         let dir = config.data_dir.clone();
+        crate::limits::open_files();
         let io = |path: &Path| {
             let path = path.to_owned();
             move |error| NodeError::Io { path, error }
@@ -277,6 +278,7 @@ impl Node {
             checkpoints,
             repairs,
             checkpoint_bytes: config.checkpoint_bytes,
+            queue_bytes: config.queue_bytes,
             unstaged: watch::Sender::default(),
             flushed: OnceLock::new(),
             lease_timeout: config.lease_timeout,
@@ -537,7 +539,10 @@ async fn checkpointer(node: Arc<Node>, mut asked: mpsc::UnboundedReceiver<crate:
             },
             _ = tick.tick() => node.registry.open_ones(),
             _ = look.tick() => {
-                node.registry.open_ones().iter().for_each(|database| database.watch_readers());
+                for database in node.registry.open_ones() {
+                    database.watch_readers();
+                    database.watch_strangers();
+                }
                 let durable = node.machine.durable().map_or(0, |position| position.index);
                 if node.raft().bytes_after(durable) <= MAX_REPLAY {
                     continue;

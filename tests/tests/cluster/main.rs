@@ -15,6 +15,8 @@ mod judges;
 mod large;
 mod many;
 mod membership;
+mod outcomes;
+mod paused;
 mod reads;
 mod recover;
 mod restart;
