@@ -27,6 +27,7 @@ pub mod peers;
 pub mod recover;
 pub mod repair;
 pub mod script;
+pub mod splitter;
 pub mod sql;
 pub mod stop;
 pub mod transfer;
