@@ -16,4 +16,5 @@ mod membership;
 mod reads;
 mod recover;
 mod restart;
+mod shell;
 mod storage;

@@ -62,7 +62,7 @@ fn get_json(client: &Client, path: &str) -> Result<Value, Error> {
 pub(super) fn nodes(shell: &mut Shell, _: &[String]) -> Result<Flow, Error> {
     let client = shell.session.nodes.client_that_answers()?;
     let nodes = list(&get_json(&client, "/nodes?nonvoters&ver=2")?);
-    print(shell, &["id", "api_addr", "addr", "voter", "leader", "reachable", "version", "error"], &nodes)
+    print(shell, &["id", "api_addr", "addr", "voter", "leader", "reachable", "error"], &nodes)
 }
 
 pub(super) fn status(shell: &mut Shell, args: &[String]) -> Result<Flow, Error> {

@@ -12,7 +12,7 @@ const HELD_ROWS: usize = 2000;
 /// And how much of them.
 const HELD_BYTES: usize = 4 << 20;
 /// So much of a BLOB is shown.
-const SHOWN_BLOB: usize = 32;
+const SHOWN_BLOB: usize = 16;
 
 /// A cell, line by line.
 struct Shown {
