@@ -38,6 +38,17 @@ pub enum Command {
     Verify(VerifyArgs),
     /// Create, drop, list, import or export databases.
     Db(DbArgs),
+    /// Type SQL, at a prompt or in a pipe, on any node.
+    #[command(
+        long_about = "Type SQL, at a prompt or in a pipe, on a node of Quire or any server with rqlite's API. At a prompt \
+        there are history, completion (Tab), statements of several lines, and commands that begin with a dot: .help \
+        lists them. BEGIN opens a transaction, which COMMIT ends. When a node dies, the shell goes on at another. Without \
+        a terminal it reads statements from standard input, prints results without headings, columns separated by '|', \
+        and fails if any statement did.",
+        after_help = "Examples:\n  quire shell 10.0.0.1:4001\n  quire shell 10.0.0.1:4001,10.0.0.2:4001 --db shop\n  \
+        quire shell 10.0.0.1:4001 'SELECT count(*) FROM orders'\n  quire shell --csv --headers <report.sql >report.csv"
+    )]
+    Shell(Box<ShellArgs>),
     /// Take a backup of a database, or of all, while everything goes on.
     #[command(
         long_about = "Take a backup of a database, or with --all of each, from any node, while everything goes \
@@ -250,6 +261,58 @@ pub struct ClientArgs {
     /// Print JSON.
     #[arg(long)]
     pub json: bool,
+}
+
+/// Flags of `quire shell`.
+#[derive(Clone, Debug, Args)]
+pub struct ShellArgs {
+    /// HTTP address of a node, or of several, separated by commas; https://HOST:PORT if they speak HTTPS.
+    #[arg(value_name = "ADDRESS")]
+    pub address: Option<String>,
+    /// Run these statements or dot commands, and end. Without ADDRESS, what has a space in it or begins with a dot.
+    #[arg(value_name = "SQL")]
+    pub sql: Vec<String>,
+    /// As ADDRESS.
+    #[arg(
+        long,
+        visible_alias = "http-addr",
+        env = "QUIRE_HTTP_ADDR",
+        default_value = "127.0.0.1:4001",
+        value_name = "URL"
+    )]
+    pub node: String,
+    /// The database.
+    #[arg(long, default_value = "main", value_name = "NAME")]
+    pub db: String,
+    /// Who asks, if the node lets only its users ask. Without a password, that of QUIRE_PASSWORD, or else it is asked
+    /// for.
+    #[arg(long, env = "QUIRE_USER", value_name = "NAME[:PASSWORD]", hide_env_values = true)]
+    pub user: Option<String>,
+    /// The CA that vouches for the node's HTTPS, in PEM.
+    #[arg(long, env = "QUIRE_CACERT", value_name = "FILE")]
+    pub cacert: Option<PathBuf>,
+    /// How results look: list, csv, tabs, json, line, column, table, box, markdown, insert or quote [default: table at a
+    /// terminal, else list].
+    #[arg(long, value_name = "MODE")]
+    pub mode: Option<String>,
+    /// As --mode csv.
+    #[arg(long, conflicts_with_all = ["mode", "json"])]
+    pub csv: bool,
+    /// As --mode json.
+    #[arg(long, conflicts_with = "mode")]
+    pub json: bool,
+    /// Print headings also in modes that have none by default.
+    #[arg(long)]
+    pub headers: bool,
+    /// What stands for NULL.
+    #[arg(long, value_name = "TEXT")]
+    pub nullvalue: Option<String>,
+    /// How new reads are: none, weak, linearizable, strong or auto [default: weak].
+    #[arg(long, value_name = "LEVEL")]
+    pub level: Option<String>,
+    /// End at the first error.
+    #[arg(long)]
+    pub bail: bool,
 }
 
 /// Flags of `quire remove`.

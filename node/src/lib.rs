@@ -33,6 +33,7 @@ pub mod repair;
 pub mod script;
 #[cfg(test)]
 mod sim;
+pub mod splitter;
 pub mod sql;
 pub mod stop;
 pub mod transfer;

@@ -17,6 +17,7 @@ pub mod recover;
 pub mod remove;
 pub mod restore;
 pub mod run;
+pub mod shell;
 pub mod status;
 pub mod tx;
 pub mod verify;
@@ -56,6 +57,7 @@ pub fn run(cli: Cli) -> anyhow::Result<ExitCode> {
         Command::Status(args) => status::run(&args),
         Command::Verify(args) => verify::run(&args),
         Command::Db(args) => db::run(&args.what),
+        Command::Shell(args) => shell::run(&args),
         Command::Backup(args) => backup::run(&args),
         Command::Restore(args) => restore::run(&args),
         Command::Inspect(args) => inspect::run(&args.what),

@@ -20,4 +20,5 @@ mod paused;
 mod reads;
 mod recover;
 mod restart;
+mod shell;
 mod storage;
