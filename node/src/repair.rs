@@ -7,14 +7,16 @@
 use crate::command::DbId;
 use crate::db::database::{Database, Scrubbed};
 use crate::db::install::InstallError;
+use crate::db::side_file::ScrubMark;
 use crate::node::Node;
 use crate::transfer::{self, TransferError};
 use quire_vfs::format::PageNo;
 use std::collections::BTreeSet;
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, UNIX_EPOCH};
 use tokio::sync::mpsc;
-use tokio::time::{Instant, sleep};
+use tokio::task::spawn_blocking;
+use tokio::time::sleep;
 use tracing::{debug, info, warn};
 
 /// Pauses between attempts at a repair.
@@ -22,8 +24,10 @@ const PAUSE_MIN: Duration = Duration::from_millis(500);
 const PAUSE_MAX: Duration = Duration::from_secs(30);
 /// Bytes read at once by a scrub.
 const PIECE: u64 = 1 << 20;
-/// Pause between two scrubs of everything.
-const SCRUB_PAUSE: Duration = Duration::from_secs(3600);
+/// How often it is looked which databases are to be scrubbed, at least.
+const SCRUB_LOOK: Duration = Duration::from_secs(30);
+/// Pieces after which it is put on record how far a scrub has come.
+const RECORD_EVERY: u32 = 4;
 
 /// An attempt at a repair failed.
 #[derive(Debug, thiserror::Error)]
@@ -102,29 +106,58 @@ pub async fn scrub(node: Arc<Node>) {
     if rate == 0 {
         return;
     }
-    let pause = Duration::from_secs_f64(PIECE as f64 / rate as f64);
+    let pace = Duration::from_secs_f64(PIECE as f64 / rate as f64);
+    let pause = node.config().scrub_pause;
     loop {
-        let began = Instant::now();
         for database in node.registry().all() {
-            let mut next = Some(PageNo(1));
-            while let Some(from) = next {
-                sleep(pause).await;
-                next = piece(&database, from).await.unwrap_or_else(|why| {
-                    warn!(database = database.name, "scrub: {why}");
-                    None
-                });
+            if let Err(why) = scrub_one(&database, pace, pause).await {
+                warn!(database = database.name, "scrub: {why}; it goes on there later");
             }
         }
-        debug!(took = ?began.elapsed(), "scrubbed");
-        sleep(SCRUB_PAUSE).await;
+        sleep(pause.clamp(Duration::from_secs(1), SCRUB_LOOK)).await;
     }
+}
+
+/// Reads a database to its end, from where the scrub was, if it is time for that; across restarts of the node.
+async fn scrub_one(database: &Arc<Database>, pace: Duration, pause: Duration) -> Result<(), String> {
+    let now = || UNIX_EPOCH.elapsed().map_or(0, |since| since.as_secs());
+    let mark = database.scrub_mark();
+    let Some(mut from) = begins(mark, now(), pause) else { return Ok(()) };
+    let record = async |mark| {
+        let ours = database.clone();
+        let recorded = spawn_blocking(move || ours.set_scrub_mark(mark)).await;
+        recorded.map_err(|error| error.to_string())?.map_err(|error| error.to_string())
+    };
+    debug!(database = database.name, from = from.0, "scrub");
+    let mut pieces = 0;
+    loop {
+        sleep(pace).await;
+        // Where damage was found, it goes on after the repair.
+        let next = piece(database, from).await?.filter(|_| database.fenced().is_none());
+        let Some(next) = next else {
+            let is_read = database.fenced().is_none() && !database.is_dropped();
+            return if is_read { record(ScrubMark { next: None, ended: now() }).await } else { Ok(()) };
+        };
+        from = next;
+        pieces += 1;
+        if pieces % RECORD_EVERY == 0 {
+            record(ScrubMark { next: Some(from), ..mark }).await?;
+        }
+    }
+}
+
+/// Where a scrub begins now, if it is time for one.
+fn begins(mark: ScrubMark, now: u64, pause: Duration) -> Option<PageNo> {
+    // A clock that was put back is no reason to wait.
+    let is_due = mark.ended > now || now - mark.ended >= pause.as_secs();
+    mark.next.or(is_due.then_some(PageNo(1)))
 }
 
 /// Scrubs a piece, and returns where to go on.
 async fn piece(database: &Arc<Database>, from: PageNo) -> Result<Option<PageNo>, String> {
     let count = (PIECE / u64::from(database.page_size.get())).max(1) as u32;
     let ours = database.clone();
-    let scrubbed = tokio::task::spawn_blocking(move || ours.scrub(from, count)).await;
+    let scrubbed = spawn_blocking(move || ours.scrub(from, count)).await;
     scrubbed.map_err(|error| error.to_string())?.map_err(|error| error.to_string())
 }
 
@@ -140,4 +173,20 @@ pub async fn scrub_now(database: Arc<Database>, index: u64) {
         (None, Ok(_)) => Scrubbed::Sound,
     };
     database.scrubbed(index, found);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_scrub_goes_on_where_it_was_and_begins_when_it_is_time() {
+        let pause = 3600;
+        let at = |next, ended, now| begins(ScrubMark { next, ended }, now, Duration::from_secs(pause));
+        assert_eq!(at(None, 0, 1 << 40), Some(PageNo(1)), "never before");
+        assert_eq!(at(Some(PageNo(77)), 1000, 1001), Some(PageNo(77)), "cut short");
+        assert_eq!(at(None, 1000, 1000 + pause - 1), None, "just now");
+        assert_eq!(at(None, 1000, 1000 + pause), Some(PageNo(1)), "long ago");
+        assert_eq!(at(None, 1000, 999), Some(PageNo(1)), "by another clock");
+    }
 }

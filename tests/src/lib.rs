@@ -30,6 +30,11 @@ pub struct Programs {
     pub extension: PathBuf,
 }
 
+/// Whether the long forms of the storage tests are asked for; see docs/operations.md.
+pub fn is_long() -> bool {
+    std::env::var("QUIRE_STORAGE").as_deref() == Ok("long")
+}
+
 /// A step of a long test, which says how long it took.
 pub fn step(name: &str, body: impl FnOnce()) {
     let began = Instant::now();

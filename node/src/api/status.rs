@@ -65,6 +65,9 @@ fn describe(node: &Arc<Node>) -> Value {
     let (started, uptime) = node.started();
     let databases: Vec<_> = node.registry().all().iter().map(|db| db.status()).collect();
     let main = databases.iter().find(|db| db.name == "main");
+    let arriving = node.machine().arriving().into_iter();
+    let arriving: Vec<Value> =
+        arriving.map(|(name, progress)| json!({ "name": name, "transfer": progress })).collect();
     let leader = status.leader.and_then(|id| Some((id, status.peers.get(&id)?.raft_addr.clone())));
     let nodes: Vec<Value> = status
         .peers
@@ -102,6 +105,7 @@ fn describe(node: &Arc<Node>) -> Value {
                 "db_size": main.map(|db| u64::from(db.pages) * u64::from(db.page_size)),
             },
             "disk_full": node.disk_full(),
+            "arriving": arriving,
             "databases": databases,
         },
     })

@@ -51,6 +51,9 @@ impl Database {
         let header = wal_index::recover_header(holder.region(0)?);
         let publications: Vec<_> = records.iter().map(|r| r.publication).collect();
         let plan = recovery::plan(attached, header.as_ref(), durable.position.index, &publications);
+        if plan == Plan::Rebuild {
+            Wal::put_away(path)?;
+        }
         let wal = Wal::open(path, page_size)?;
         // Where no checkpoint was at work, nobody but the node can have changed the file.
         let same = durable.target > durable.position.index
@@ -138,6 +141,7 @@ impl Database {
             held_bytes: 0,
             installed: None,
             transfer: None,
+            scrub: side.scrub_mark(),
         };
         // Apps were attached: has the WAL the state that was installed?
         let mut state = state;
