@@ -11,12 +11,12 @@ use crate::db::side_file::ScrubMark;
 use crate::node::Node;
 use crate::transfer::{self, TransferError};
 use quire_vfs::format::PageNo;
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, UNIX_EPOCH};
 use tokio::sync::mpsc;
 use tokio::task::spawn_blocking;
-use tokio::time::sleep;
+use tokio::time::{Instant, sleep};
 use tracing::{debug, info, warn};
 
 /// Pauses between attempts at a repair.
@@ -48,6 +48,7 @@ pub async fn repair(node: Arc<Node>, mut fenced: mpsc::UnboundedReceiver<DbId>) 
         if begin { set.insert(id) } else { set.remove(&id) }
     };
     while let Some(id) = fenced.recv().await {
+        // What is fenced is open.
         let Some(database) = node.registry().get(id) else { continue };
         if !lock(&under_repair, id, true) {
             continue;
@@ -108,21 +109,42 @@ pub async fn scrub(node: Arc<Node>) {
     }
     let pace = Duration::from_secs_f64(PIECE as f64 / rate as f64);
     let pause = node.config().scrub_pause;
+    let mut due: BTreeMap<DbId, Instant> = BTreeMap::new();
     loop {
-        for database in node.registry().all() {
-            if let Err(why) = scrub_one(&database, pace, pause).await {
-                warn!(database = database.name, "scrub: {why}; it goes on there later");
+        let ids = node.registry().ids();
+        due.retain(|id, _| ids.contains(id));
+        for id in ids {
+            // One that is closed is opened only when it is time.
+            if due.get(&id).is_some_and(|due| *due > Instant::now()) {
+                continue;
             }
+            let database = match node.registry().open(id).await {
+                Ok(Some(database)) => database,
+                Ok(None) => continue,
+                Err(why) => {
+                    warn!(%id, "scrub: {why}");
+                    due.insert(id, Instant::now() + SCRUB_LOOK);
+                    continue;
+                }
+            };
+            let rest = scrub_one(&database, pace, pause).await.unwrap_or_else(|why| {
+                warn!(database = database.name, "scrub: {why}; it goes on there later");
+                SCRUB_LOOK
+            });
+            due.insert(id, Instant::now() + rest);
         }
         sleep(pause.clamp(Duration::from_secs(1), SCRUB_LOOK)).await;
     }
 }
 
-/// Reads a database to its end, from where the scrub was, if it is time for that; across restarts of the node.
-async fn scrub_one(database: &Arc<Database>, pace: Duration, pause: Duration) -> Result<(), String> {
+/// Reads a database to its end, from where the scrub was, if it is time for that; across restarts of the node. Returns
+/// after how long it is time again.
+async fn scrub_one(database: &Arc<Database>, pace: Duration, pause: Duration) -> Result<Duration, String> {
     let now = || UNIX_EPOCH.elapsed().map_or(0, |since| since.as_secs());
     let mark = database.scrub_mark();
-    let Some(mut from) = begins(mark, now(), pause) else { return Ok(()) };
+    let Some(mut from) = begins(mark, now(), pause) else {
+        return Ok(Duration::from_secs((mark.ended + pause.as_secs()).saturating_sub(now())));
+    };
     let record = async |mark| {
         let ours = database.clone();
         let recorded = spawn_blocking(move || ours.set_scrub_mark(mark)).await;
@@ -136,7 +158,11 @@ async fn scrub_one(database: &Arc<Database>, pace: Duration, pause: Duration) ->
         let next = piece(database, from).await?.filter(|_| database.fenced().is_none());
         let Some(next) = next else {
             let is_read = database.fenced().is_none() && !database.is_dropped();
-            return if is_read { record(ScrubMark { next: None, ended: now() }).await } else { Ok(()) };
+            if !is_read {
+                return Ok(SCRUB_LOOK);
+            }
+            record(ScrubMark { next: None, ended: now() }).await?;
+            return Ok(pause);
         };
         from = next;
         pieces += 1;

@@ -204,7 +204,7 @@ mod tests {
     use crate::db::context::Context;
     use crate::db::database::Work;
     use crate::db::incoming::{Staging, incoming_path};
-    use crate::db::registry::Registry;
+    use crate::db::registry::{Keep, Registry};
     use crate::leadership::Leadership;
     use quire_raft::LogPosition;
     use quire_vfs::format::PageSize;
@@ -221,9 +221,9 @@ mod tests {
         LogPosition { term: 1, leader: 1, index }
     }
 
-    fn registry(dir: &Path) -> Registry {
+    fn context() -> Arc<Context> {
         crate::db::sql::register().unwrap();
-        let context = Context {
+        Arc::new(Context {
             node_id: 1,
             leadership: Leadership::new(Duration::from_secs(1)),
             runtime: tokio::runtime::Handle::current(),
@@ -234,8 +234,7 @@ mod tests {
             flushed: OnceLock::from(watch::channel(1000).1),
             lease_timeout: Duration::from_secs(10),
             node: OnceLock::new(),
-        };
-        Registry::new(dir, Arc::new(context)).unwrap()
+        })
     }
 
     /// Two pages: a database header with this user version, and anything.
@@ -267,9 +266,10 @@ mod tests {
     #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
     async fn a_failed_publication_leaves_no_installed_state_behind() {
         let dir = tempfile::tempdir().unwrap();
-        let first = registry(dir.path());
+        let keep = Keep { most: 16, idle: Duration::from_secs(60) };
+        let first = Registry::new(dir.path(), context(), keep).unwrap();
         assert!(first.create(at(1), "x", SIZE).unwrap());
-        let database = first.find("x").unwrap();
+        let database = first.get(DbId(1)).unwrap();
         let path = database.path().to_owned();
         let (old, new) = (pages(&path, 10), pages(&path, 20));
 
@@ -296,8 +296,7 @@ mod tests {
 
         // And should the node be started again before the repair has ended, its log has what is missing.
         drop((database, first));
-        let second = registry(dir.path());
-        let database = second.open(DbId(1), "x", SIZE).unwrap();
+        let database = Arc::new(Database::open(context(), &path, DbId(1), "x", SIZE, false).unwrap());
         assert_eq!(database.fenced(), None);
         assert_eq!((database.dealt_with(), database.consistent_from()), (10, 20));
         take(&database, &new);

@@ -85,6 +85,11 @@ impl Stamp {
         let counter = head.get(24..28).and_then(|b| b.first_chunk()).map_or(0, |b| u32::from_be_bytes(*b));
         Ok(Stamp { size: metadata.len(), changed, counter })
     }
+
+    /// Whether the file looks the same, as far as that can be seen without opening it.
+    pub fn is_of(&self, path: &Path) -> bool {
+        Stamp::of(path, &[]).is_ok_and(|found| (found.size, found.changed) == (self.size, self.changed))
+    }
 }
 
 /// A publication as it is on record.
@@ -311,6 +316,23 @@ impl SideFile {
         Ok(())
     }
 
+    /// The newest durable slot, the last entry whose publication is on record (0: none), and the scrub mark, without
+    /// reading the hashes.
+    pub fn glance(
+        database: &Path,
+        id: DbId,
+        page_size: PageSize,
+    ) -> Result<(Durable, u64, ScrubMark), DbError> {
+        let path = side_path(database);
+        let file = File::open(&path).map_err(DbError::io(&path, "opening it"))?;
+        let mut bytes = [0; HASHES_AT as usize];
+        let n = read_up_to(&file, &mut bytes, 0).map_err(DbError::io(&path, "reading it"))?;
+        let fixed = decode_fixed(&bytes[..n], id, page_size);
+        let Fixed { durable, records, .. } = fixed.map_err(|error| DbError::Format { path, error })?;
+        let scrub = decode_scrub(&bytes[SCRUB_AT as usize..]);
+        Ok((durable, records.last().map_or(0, |(_, record)| record.publication.index), scrub))
+    }
+
     /// Writes a durable slot and syncs the file, hashes written before included.
     pub fn set_durable(&mut self, durable: &Durable) -> Result<(), DbError> {
         let sequence = self.slot_sequence + 1;
@@ -367,8 +389,15 @@ fn read_up_to(file: &File, out: &mut [u8], at: u64) -> std::io::Result<usize> {
     Ok(n)
 }
 
-/// Reads a whole side file: sequence of the durable slot and of the newest record, and the contents.
-fn decode(bytes: &[u8], id: DbId, page_size: PageSize) -> Result<(u64, u64, Contents), FormatError> {
+/// What stands before the hashes.
+struct Fixed {
+    slot_sequence: u64,
+    durable: Durable,
+    /// Oldest first, each with its sequence.
+    records: Vec<(u64, Record)>,
+}
+
+fn decode_fixed(bytes: &[u8], id: DbId, page_size: PageSize) -> Result<Fixed, FormatError> {
     let err = |offset: u64, reason: String| FormatError { what: "side file", offset, reason };
     let (found_id, found_size) = decode_header(bytes)?;
     if (found_id, found_size) != (id, page_size) {
@@ -383,6 +412,13 @@ fn decode(bytes: &[u8], id: DbId, page_size: PageSize) -> Result<(u64, u64, Cont
         .filter_map(|n| decode_record(bytes.get((RING_AT + n * RING_STRIDE) as usize..)?))
         .collect();
     records.sort_by_key(|(sequence, _)| *sequence);
+    Ok(Fixed { slot_sequence, durable, records })
+}
+
+/// Reads a whole side file: sequence of the durable slot and of the newest record, and the contents.
+fn decode(bytes: &[u8], id: DbId, page_size: PageSize) -> Result<(u64, u64, Contents), FormatError> {
+    let err = |offset: u64, reason: String| FormatError { what: "side file", offset, reason };
+    let Fixed { slot_sequence, durable, records } = decode_fixed(bytes, id, page_size)?;
     let ring_sequence = records.last().map_or(0, |(sequence, _)| *sequence);
     let end = HASHES_AT as usize + 8 * durable.pages as usize;
     let array = bytes.get(HASHES_AT as usize..end);
@@ -436,6 +472,8 @@ mod tests {
         file.set_durable(&durable(20, &grown)).unwrap();
         drop(file);
 
+        assert_eq!(SideFile::glance(&db, id, size).unwrap(), (durable(20, &grown), 29));
+        assert!(SideFile::glance(&db, DbId(8), size).is_err());
         let (mut file, contents) = SideFile::open(&db, id, size).unwrap();
         assert_eq!(contents.durable, durable(20, &grown));
         assert_eq!(file.scrub_mark(), mark);

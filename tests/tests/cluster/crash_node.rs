@@ -37,7 +37,7 @@ fn random_nodes_are_killed_under_load() {
     for app in &mut apps {
         scene.load(app);
     }
-    let rounds = if is_long() { 200 } else { 30 };
+    let rounds = if is_long("QUIRE_STORAGE") { 200 } else { 30 };
     for round in 0..rounds {
         let id = rng.below(3) + 1;
         scene.test.cluster.kill(id).unwrap();

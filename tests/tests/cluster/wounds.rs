@@ -119,7 +119,7 @@ fn wait_repaired(test: &TestCluster, node: u64, name: &str) {
 
 /// One page of one database is wounded on one node: the others go on committing there and everywhere.
 fn one_of_many(test: &TestCluster) {
-    let count = if is_long() { 100 } else { 12 };
+    let count = if is_long("QUIRE_STORAGE") { 100 } else { 12 };
     let (_, [node, _]) = others(test);
     let wounded = create(test, "wounded", 1000);
     drop(wounded);
@@ -239,7 +239,7 @@ fn scrub_goes_on(test: &mut TestCluster) {
 
 /// A node that missed more transactions than the log keeps gets what differs, though its source dies halfway.
 fn away(test: &mut TestCluster) {
-    let transactions = if is_long() { 100_000 } else { 1500 };
+    let transactions = if is_long("QUIRE_STORAGE") { 100_000 } else { 1500 };
     let has_lead = |test: &TestCluster| test.cluster.wait_leader(PATIENCE).unwrap() == 1;
     assert!(test.cluster.stop(1).unwrap().success());
     // Of about 24 messages.
