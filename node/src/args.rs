@@ -187,6 +187,9 @@ pub struct NodeArgs {
     /// Look for damaged pages in the background at this rate, in MiB per second; 0: never [default: 4].
     #[arg(long, env = "QUIRE_SCRUB_RATE_MIB", value_name = "MIB")]
     pub scrub_rate_mib: Option<u64>,
+    /// Pause between two such looks at all of a database, in seconds [default: 3600].
+    #[arg(long, env = "QUIRE_SCRUB_PAUSE_S", value_name = "S")]
+    pub scrub_pause_s: Option<u32>,
     /// Threads that serve HTTP [default: half as many as the machine has processors].
     #[arg(long, env = "QUIRE_HTTP_THREADS", value_name = "N")]
     pub http_threads: Option<usize>,
@@ -236,6 +239,7 @@ impl NodeArgs {
             idle_timeout_ms: self.idle_timeout_ms.or(file.idle_timeout_ms),
             log_retain_mib: self.log_retain_mib.or(file.log_retain_mib),
             scrub_rate_mib: self.scrub_rate_mib.or(file.scrub_rate_mib),
+            scrub_pause_s: self.scrub_pause_s.or(file.scrub_pause_s),
             http_threads: self.http_threads.or(file.http_threads),
             auth: self.auth.or(file.auth),
             http_cert: self.http_cert.or(file.http_cert),

@@ -54,6 +54,8 @@ pub struct Config {
     pub lease_timeout: Duration,
     /// Bytes that are scrubbed in a second; 0: none.
     pub scrub_bytes_per_second: u64,
+    /// Pause between two scrubs of all of a database.
+    pub scrub_pause: Duration,
     /// Threads that serve HTTP.
     pub http_threads: usize,
     /// Who may use HTTP.
@@ -224,6 +226,7 @@ impl Config {
             lease_timeout: Duration::from_millis(lease_timeout),
             log_retain_bytes: log_retain_mib << 20,
             scrub_bytes_per_second: scrub_rate_mib << 20,
+            scrub_pause: Duration::from_secs(args.scrub_pause_s.unwrap_or(3600).into()),
             http_threads,
             auth: args.auth,
             https,

@@ -18,6 +18,7 @@ pub mod core;
 pub mod db;
 pub mod dump;
 pub mod forward;
+pub mod full_disk;
 pub mod gate;
 pub mod leadership;
 pub mod limits;

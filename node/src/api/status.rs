@@ -95,6 +95,9 @@ fn describe(node: &Arc<Node>) -> Value {
     let (started, uptime) = node.started();
     let databases = node.registry().statuses();
     let main = databases.iter().find(|db| db.name == "main");
+    let arriving = node.machine().arriving().into_iter();
+    let arriving: Vec<Value> =
+        arriving.map(|(name, progress)| json!({ "name": name, "transfer": progress })).collect();
     let leader = status.leader.and_then(|id| Some((id, status.peers.get(&id)?.raft_addr.clone())));
     let nodes: Vec<Value> = status
         .peers
@@ -132,6 +135,7 @@ fn describe(node: &Arc<Node>) -> Value {
                 "db_size": main.map(|db| u64::from(db.pages) * u64::from(db.page_size)),
             },
             "disk_full": node.disk_full(),
+            "arriving": arriving,
             "databases": databases,
         },
     })

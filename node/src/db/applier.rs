@@ -59,6 +59,36 @@ impl Wal {
         Ok(Wal { path, file, page_size, batch: Vec::new(), shown: None })
     }
 
+    /// From now on every write fails, as on a full disk.
+    #[cfg(test)]
+    pub fn fail(&mut self) {
+        self.file = File::open(&self.path).unwrap();
+    }
+
+    /// Puts a long WAL that nobody needs out of the way, to be removed beside what goes on: truncating one of some GB
+    /// takes seconds. Nobody may be attached.
+    pub fn put_away(database: &Path) -> Result<(), DbError> {
+        const LONG: u64 = 64 << 20;
+        let path = wal_path(database);
+        let mut old = path.as_os_str().to_owned();
+        old.push("-old");
+        let old = PathBuf::from(old);
+        if path.metadata().is_ok_and(|metadata| metadata.len() >= LONG) {
+            std::fs::rename(&path, &old).map_err(DbError::io(&path, "putting it away"))?;
+        }
+        // Also what a former life has not come to remove.
+        if old.exists() {
+            let removing = move || {
+                if let Err(error) = std::fs::remove_file(&old) {
+                    tracing::warn!("{}: {error}", old.display());
+                }
+            };
+            let spawned = std::thread::Builder::new().name("remove-wal".into()).spawn(removing);
+            spawned.map_err(DbError::io(&path, "removing it"))?;
+        }
+        Ok(())
+    }
+
     /// Empties the WAL and makes the index one of an empty WAL. Nobody else may be attached, or readers
     /// must be kept out.
     pub fn reset(&mut self, holder: &Holder, db_size: u32) -> Result<(), DbError> {

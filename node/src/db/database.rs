@@ -22,7 +22,7 @@ use super::install::InstallError;
 use super::lessor::Air;
 use super::parts::{Large, PartWork, Stager};
 use super::publish::Unpublished;
-use super::side_file::{Durable, Record, SideFile};
+use super::side_file::{Durable, Record, ScrubMark, SideFile};
 use crate::clock;
 use crate::command::{DbId, TransactionHead};
 use crate::core::head::Head;
@@ -251,6 +251,8 @@ pub(super) struct State {
     pub installed: Option<Incoming>,
     /// What is being received of one.
     pub transfer: Option<Progress>,
+    /// How far the background scrub has come.
+    pub scrub: ScrubMark,
 }
 
 impl State {
@@ -380,6 +382,10 @@ pub struct DatabaseStatus {
     pub fenced: Option<String>,
     /// What is being received from another node.
     pub transfer: Option<Progress>,
+    /// The page at which the background scrub is; 0 between two scrubs.
+    pub scrub_page: u32,
+    /// When a background scrub last ended, in seconds since 1970; 0: never.
+    pub scrubbed_at: u64,
 }
 
 impl Database {
@@ -563,6 +569,8 @@ impl Database {
             waiting: state.lease.waiting().max(state.grants.len()),
             fenced: state.fenced.clone(),
             transfer: state.transfer,
+            scrub_page: state.scrub.next.map_or(0, |page| page.0),
+            scrubbed_at: state.scrub.ended,
         }
     }
 

@@ -63,6 +63,13 @@ impl Database {
         }
         let publications: Vec<_> = records.iter().map(|r| r.publication).collect();
         let plan = recovery::plan(attached, header.as_ref(), durable.position.index, &publications);
+        // Whoever has the file of the old WAL open would go on reading that: there must be nobody, nor may one come.
+        if plan == Plan::Rebuild && holder.exclude_readers()? {
+            if !holder.others_attached()? {
+                Wal::put_away(path)?;
+            }
+            holder.admit_readers();
+        }
         let mut wal = Wal::open(path, page_size)?;
         // Where no checkpoint was at work, nobody but the node can have changed the file.
         let same = durable.target > durable.position.index
@@ -179,6 +186,7 @@ impl Database {
             held_bytes: 0,
             installed: None,
             transfer: None,
+            scrub: side.scrub_mark(),
         };
         let mut state = state;
         if let Some(incoming) = incoming {

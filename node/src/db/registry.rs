@@ -466,7 +466,7 @@ impl Registry {
             self.start(id, name, page_size)?;
         } else {
             let durable = create_files(&path, position, page_size)?;
-            self.insert_closed(Closed::new(id, name, page_size, durable));
+            self.insert_closed(Closed::new(id, name, page_size, durable, ScrubMark::default()));
         }
         info!(database = name, %id, %page_size, "created");
         Ok(true)

@@ -22,3 +22,4 @@ mod recover;
 mod restart;
 mod shell;
 mod storage;
+mod wounds;
