@@ -25,6 +25,15 @@ pub struct Publication {
     pub seen: bool,
 }
 
+impl Publication {
+    /// Whether the index's header shows that it happened. It was to begin where the log ended, and nobody writes
+    /// before it is settled, so what comes after its last frame is of the same writer: SQLite fills up the disk's
+    /// sector with copies of that frame, where a VFS between it and Quire doesn't say that this is needless.
+    pub fn is_shown_by(&self, header: &IndexHeader) -> bool {
+        header.salts == self.salts && header.max_frame >= self.frame
+    }
+}
+
 /// What to do with the files.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Plan {
@@ -46,8 +55,7 @@ pub fn plan(
     publications: &[Publication],
 ) -> Plan {
     let (true, Some(header)) = (attached, header) else { return Plan::Rebuild };
-    let shows = |p: &Publication| header.salts == p.salts && header.max_frame == p.frame;
-    let newest = publications.iter().rev().find(|p| p.seen || shows(p));
+    let newest = publications.iter().rev().find(|p| p.seen || p.is_shown_by(header));
     Plan::Resume { published: newest.map_or(durable, |p| p.index.max(durable)) }
 }
 
@@ -81,5 +89,16 @@ mod tests {
         let marked = [records[0], Publication { seen: true, ..records[1] }];
         assert_eq!(plan(true, Some(&header(2, 0)), 2, &marked), resume(6));
         assert_eq!(plan(true, Some(&header(2, 0)), 9, &[]), resume(9), "nothing since the checkpoint");
+    }
+
+    #[test]
+    fn frames_that_fill_up_a_sector_belong_to_the_publication() {
+        let record = publication(6, 1, 7, false);
+        for (last, is_shown) in [(6, false), (7, true), (8, true)] {
+            assert_eq!(record.is_shown_by(&header(1, last)), is_shown, "{last}");
+        }
+        assert!(!record.is_shown_by(&header(2, 8)));
+        let records = [publication(5, 1, 3, true), record];
+        assert_eq!(plan(true, Some(&header(1, 8)), 2, &records), Plan::Resume { published: 6 });
     }
 }

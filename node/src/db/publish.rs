@@ -340,9 +340,7 @@ impl Database {
 
     /// With the gate lock: whether the wal-index shows a publication.
     fn is_published(&self, files: &Files, record: &Record) -> Result<bool, DbError> {
-        let header = files.wal.tidy(&self.holder)?;
-        let Publication { salts, frame, .. } = record.publication;
-        Ok(header.salts == salts && header.max_frame == frame)
+        Ok(record.publication.is_shown_by(&files.wal.tidy(&self.holder)?))
     }
 
     /// With the gate lock: sees whether the app has published, and does what is left to do.
