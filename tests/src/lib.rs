@@ -7,6 +7,7 @@
 
 pub mod admin;
 pub mod crash;
+pub mod fixture;
 pub mod hosts;
 pub mod http;
 pub mod matrix;

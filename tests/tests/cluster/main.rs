@@ -17,3 +17,4 @@ mod reads;
 mod recover;
 mod restart;
 mod storage;
+mod testfixture;
