@@ -22,4 +22,5 @@ mod recover;
 mod restart;
 mod shell;
 mod storage;
+mod testfixture;
 mod wounds;
