@@ -2,7 +2,9 @@
 //!
 //! | module | what it is |
 //! |---|---|
-//! | [`registry`] | all databases of the node, by id and by name |
+//! | [`registry`] | all databases of the node, by id and by name; which of them are open |
+//! | `creation` | the files of a new one |
+//! | [`closed`] | what is left of one that nobody uses |
 //! | [`context`] | what they share |
 //! | [`database`] | one database: its state, and its queue of entries |
 //! | `open` | makes one of what a crash may have left |
@@ -18,6 +20,8 @@
 //! | [`dropping`] | what becomes of a database that is dropped |
 //! | [`export`] | a view as an ordinary SQLite file |
 //! | [`scrub`] | reads pages and compares them with their hashes |
+//! | `lag` | what is kept of entries while an app stands still |
+//! | `strangers` | who writes past the gate |
 //! | [`incoming`] | `NAME.db-incoming`: a state on its way from another node |
 //! | [`install`] | makes an incoming state this node's own |
 //! | [`sql`] | the daemon's own connections, through the quire VFS |
@@ -25,7 +29,9 @@
 
 pub mod applier;
 pub mod checkpoint;
+pub mod closed;
 pub mod context;
+mod creation;
 pub mod database;
 pub mod dropping;
 pub mod ear;
@@ -33,6 +39,7 @@ pub mod export;
 pub mod gate;
 pub mod incoming;
 pub mod install;
+mod lag;
 pub mod lessor;
 mod open;
 pub mod parts;
@@ -41,6 +48,7 @@ pub mod registry;
 pub mod scrub;
 pub mod side_file;
 pub mod sql;
+mod strangers;
 pub mod view;
 pub mod worker;
 
