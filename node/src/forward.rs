@@ -237,7 +237,9 @@ async fn answer(node: &Arc<Node>, from: NodeId, request: Request) -> Answer {
     match request {
         Request::Acquire { session, ticket, life, wait_ms, attempts, .. } => {
             if let Some(why) = node.disk_full() {
-                return Answer::Refused(Refusal::new(RefusalCode::Full, why));
+                // It hands over, if anybody can lead; who waits for that a moment finds another leader.
+                let why = format!("the disk of the leader, node {}, is full: {why}", node.id());
+                return Answer::Refused(Refusal::new(RefusalCode::Unavailable, why));
             }
             node.consensus().hurry(from);
             let deadline = clock::now() + Duration::from_millis(wait_ms.into()).min(MAX_WAIT);

@@ -19,6 +19,7 @@ use crate::db::database::Database;
 use crate::db::registry::Registry;
 use crate::db::{DbError, sql};
 use crate::forward;
+use crate::full_disk;
 use crate::gate::reads::Confirmations;
 use crate::gate::server::SocketError;
 use crate::leadership::Leadership;
@@ -48,6 +49,8 @@ const CHECKPOINT_INTERVAL: Duration = Duration::from_secs(60);
 const CLOSE_INTERVAL: Duration = Duration::from_secs(5);
 /// How often the log is looked at.
 const LOG_INTERVAL: Duration = Duration::from_secs(2);
+/// How long a node that is told to stop waits for checkpoints that are under way.
+const CHECKPOINT_AT_STOP: Duration = Duration::from_secs(10);
 /// How long a node that is told to stop may take to purge its log.
 const PURGE_AT_STOP: Duration = Duration::from_secs(5);
 /// When a restart would have to read more log than this, in bytes, all that changed is checkpointed at once.
@@ -256,6 +259,7 @@ impl Node {
     /// cluster yet; see [`Node::enter_cluster`].
     pub async fn start(config: Config) -> Result<Arc<Node>, NodeError> {
         let dir = config.data_dir.clone();
+        crate::limits::open_files();
         let io = |path: &Path| {
             let path = path.to_owned();
             move |error| NodeError::Io { path, error }
@@ -277,6 +281,7 @@ impl Node {
             checkpoints,
             repairs,
             checkpoint_bytes: config.checkpoint_bytes,
+            queue_bytes: config.queue_bytes,
             unstaged: watch::Sender::default(),
             flushed: OnceLock::new(),
             lease_timeout: config.lease_timeout,
@@ -335,6 +340,7 @@ impl Node {
         tokio::spawn(checkpointer(node.clone(), asked));
         tokio::spawn(close_idle(node.clone()));
         tokio::spawn(follow_leadership(node.clone()));
+        tokio::spawn(full_disk::watch(node.clone()));
         tokio::spawn(become_ready(node.clone()));
         Ok(node)
     }
@@ -476,7 +482,10 @@ impl Node {
         let _ = std::fs::remove_file(self.socket_path());
         let node = self.clone();
         let _ = tokio::task::spawn_blocking(move || {
+            let deadline = Instant::now() + CHECKPOINT_AT_STOP;
             for database in node.registry.open_ones() {
+                // One that is under way would be cut short, and keep this one from being made.
+                database.await_checkpoint(deadline);
                 checkpoint(&database);
             }
             node.store_manifest();
@@ -537,7 +546,10 @@ async fn checkpointer(node: Arc<Node>, mut asked: mpsc::UnboundedReceiver<crate:
             },
             _ = tick.tick() => node.registry.open_ones(),
             _ = look.tick() => {
-                node.registry.open_ones().iter().for_each(|database| database.watch_readers());
+                for database in node.registry.open_ones() {
+                    database.watch_readers();
+                    database.watch_strangers();
+                }
                 let durable = node.machine.durable().map_or(0, |position| position.index);
                 if node.raft().bytes_after(durable) <= MAX_REPLAY {
                     continue;

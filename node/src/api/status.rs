@@ -61,8 +61,11 @@ async fn in_sync(node: &Arc<Node>, timeout: Duration) -> Result<(), String> {
         let request = PeerRequest::ReadIndex { confirm: false };
         let index = peers::ask_leader(node, request, timeout).await.map_err(|why| why.to_string())?;
         node.wait_taken(index).await;
-        for database in node.registry().open_ones() {
-            database.caught_up().await;
+        // A closed database has all that came for it.
+        for id in node.registry().in_use() {
+            if let Some(database) = node.registry().open(id).await? {
+                database.caught_up().await;
+            }
         }
         Ok(())
     };
@@ -92,6 +95,9 @@ fn describe(node: &Arc<Node>) -> Value {
     let (started, uptime) = node.started();
     let databases = node.registry().statuses();
     let main = databases.iter().find(|db| db.name == "main");
+    let arriving = node.machine().arriving().into_iter();
+    let arriving: Vec<Value> =
+        arriving.map(|(name, progress)| json!({ "name": name, "transfer": progress })).collect();
     let leader = status.leader.and_then(|id| Some((id, status.peers.get(&id)?.raft_addr.clone())));
     let nodes: Vec<Value> = status
         .peers
@@ -129,6 +135,7 @@ fn describe(node: &Arc<Node>) -> Value {
                 "db_size": main.map(|db| u64::from(db.pages) * u64::from(db.page_size)),
             },
             "disk_full": node.disk_full(),
+            "arriving": arriving,
             "databases": databases,
         },
     })

@@ -18,7 +18,7 @@
 use super::DbError;
 use super::side_file::{u32_at, u64_at};
 use crate::command::DbId;
-use memmap2::Mmap;
+use memmap2::{Mmap, UncheckedAdvice};
 use quire_raft::LogPosition;
 use quire_vfs::format::checksum::{DbChecksum, PageHashes, page_hash};
 use quire_vfs::format::{FormatError, PageNo, PageSize};
@@ -311,7 +311,23 @@ impl Incoming {
     /// The pages that it changes, ascending.
     pub fn pages(&self) -> impl ExactSizeIterator<Item = (PageNo, &[u8])> + Clone {
         let size = self.hashes.page_size().bytes();
-        self.pages.iter().map(move |&(page, at)| (page, &self.map[at..at + size]))
+        self.pages.iter().map(move |&(page, at)| {
+            self.pass(at, size);
+            (page, &self.map[at..at + size])
+        })
+    }
+
+    /// What was read before `at` needn't stay in this process's memory, of which there may be less than of the state.
+    fn pass(&self, at: usize, size: usize) {
+        const EVERY: usize = 16 << 20;
+        if at / EVERY != (at + size) / EVERY && at >= EVERY {
+            let from = (at / EVERY - 1) * EVERY;
+            // SAFETY: a shared mapping of a file that nobody writes: what is dropped is read again when it is needed.
+            let passed = unsafe { self.map.unchecked_advise_range(UncheckedAdvice::DontNeed, from, EVERY) };
+            if let Err(error) = passed {
+                tracing::debug!("{}: {error}", self.path.display());
+            }
+        }
     }
 
     /// Checks every image against its hash, as the file may have lain there for long.

@@ -270,6 +270,7 @@ impl World {
             checkpoints,
             repairs,
             checkpoint_bytes: config.checkpoint_bytes,
+            queue_bytes: config.queue_bytes,
             unstaged: watch::Sender::default(),
             flushed: OnceLock::new(),
             lease_timeout: config.lease_timeout,
