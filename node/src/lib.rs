@@ -8,9 +8,12 @@ pub mod access;
 pub mod api;
 #[allow(missing_docs, reason = "clap shows the documentation of each flag; the types only group them")]
 pub mod args;
+pub(crate) mod blocking;
 pub mod cli;
+pub(crate) mod clock;
 pub mod command;
 pub mod config;
+pub mod consensus;
 pub mod core;
 pub mod db;
 pub mod dump;
@@ -28,6 +31,8 @@ pub mod peers;
 pub mod recover;
 pub mod repair;
 pub mod script;
+#[cfg(test)]
+mod sim;
 pub mod sql;
 pub mod stop;
 pub mod transfer;

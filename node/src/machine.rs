@@ -452,6 +452,7 @@ mod tests {
             flushed: OnceLock::new(),
             lease_timeout: Duration::from_secs(10),
             node: OnceLock::new(),
+            sim: Default::default(),
         });
         let keep = Keep { most: 16, idle: Duration::from_secs(60) };
         let registry = Arc::new(Registry::new(&dir.join("db"), context.clone(), keep).unwrap());

@@ -13,6 +13,7 @@
 use crate::access::{Access, AccessError};
 use crate::command::DbId;
 use crate::config::{Config, Limits};
+use crate::consensus::Consensus;
 use crate::db::context::{Context, first_token};
 use crate::db::database::Database;
 use crate::db::registry::Registry;
@@ -131,6 +132,7 @@ pub struct Node {
     registry: Arc<Registry>,
     machine: Arc<Machine>,
     raft: OnceLock<Raft>,
+    consensus: Arc<dyn Consensus>,
     sql: OnceLock<Arc<crate::sql::service::Service>>,
     confirmations: Confirmations,
     /// Everything that the log held at the start has been applied.
@@ -220,6 +222,19 @@ impl Node {
         self.raft.get().expect("raft has been started")
     }
 
+    /// Raft, as far as leases and commits go.
+    pub(crate) fn consensus(&self) -> &dyn Consensus {
+        &*self.consensus
+    }
+
+    /// Starts a task of this node.
+    pub(crate) fn spawn<T: Send + 'static>(
+        &self,
+        task: impl Future<Output = T> + Send + 'static,
+    ) -> tokio::task::JoinHandle<T> {
+        self.context.spawn(task)
+    }
+
     /// SQL for clients of the HTTP API, once it has started.
     pub fn sql(&self) -> Option<&Arc<crate::sql::service::Service>> {
         self.sql.get()
@@ -232,12 +247,12 @@ impl Node {
 
     /// Raft's status.
     pub fn raft_status(&self) -> RaftStatus {
-        self.raft().status()
+        self.consensus.status()
     }
 
     /// Why nothing more can be written, if the disk is full.
     pub fn disk_full(&self) -> Option<String> {
-        self.raft().disk_full()
+        self.consensus.disk_full()
     }
 
     /// Starts a node: locks and checks the directory, opens the databases, starts Raft. It isn't part of a
@@ -269,6 +284,8 @@ impl Node {
             flushed: OnceLock::new(),
             lease_timeout: config.lease_timeout,
             node: OnceLock::new(),
+            #[cfg(test)]
+            sim: Default::default(),
         });
         let registry = Arc::new(Registry::new(&dir.join("db"), context.clone(), config.keep)?);
         access.share(&dir, registry.directory())?;
@@ -297,6 +314,7 @@ impl Node {
             context,
             registry,
             machine,
+            consensus: Arc::new(raft.clone()),
             raft: OnceLock::from(raft),
             sql: OnceLock::new(),
             confirmations: Confirmations::default(),
@@ -476,6 +494,29 @@ impl Node {
         self.raft().shutdown().await;
     }
 
+    /// Checkpoints all databases and purges the log as far as they have made it dispensable, but for the last
+    /// `trailing` entries of that. False if there is nothing to purge.
+    pub async fn snapshot(self: &Arc<Self>, trailing: u64) -> Result<bool, String> {
+        let node = self.clone();
+        let work = tokio::task::spawn_blocking(move || {
+            let held_up: Vec<_> =
+                node.registry.all().into_iter().filter(|database| !checkpoint(database)).collect();
+            node.store_manifest();
+            held_up.first().map(|database| database.name.clone())
+        });
+        let held_up = work.await.map_err(|_| "the checkpoint failed; the node's log says why".to_owned())?;
+        if let Some(name) = held_up {
+            return Err(format!("{name} can't be checkpointed now: a reader is in the way; try again"));
+        }
+        let durable = self.machine.durable().map_or(0, |position| position.index);
+        let upto = durable.saturating_sub(trailing);
+        if upto <= self.raft_status().purged_index.unwrap_or(0) {
+            return Ok(false);
+        }
+        self.raft().purge(upto).await.map_err(|why| why.to_string())?;
+        Ok(true)
+    }
+
     fn store_manifest(&self) {
         if let Err(error) = self.machine.store_manifest() {
             error!("can't write the manifest: {error}");
@@ -540,7 +581,7 @@ async fn close_idle(node: Arc<Node>) {
 
 /// Lets writers go on, or sends them away, as leadership changes.
 async fn follow_leadership(node: Arc<Node>) {
-    let mut status = node.raft().watch();
+    let mut status = node.consensus().watch();
     let mut last = None;
     while status.changed().await.is_ok() {
         let (state, term, leader) = {
@@ -632,4 +673,51 @@ fn identity(path: &Path, cluster_id: &[u8; 16], node_id: u64) -> Result<(), Node
         "this data directory belongs to another node than {node_id}: it says {:?}",
         lines.next()
     )))
+}
+
+#[cfg(test)]
+impl Node {
+    /// A node over a simulated Raft: what [`Node::start`] makes, without the parts that reach outside.
+    pub(crate) fn simulated(
+        config: Config,
+        context: Arc<Context>,
+        registry: Arc<Registry>,
+        machine: Arc<Machine>,
+        consensus: Arc<dyn Consensus>,
+    ) -> Result<Arc<Node>, NodeError> {
+        let lock = lock(&config.data_dir.join("lock"))?;
+        let peer = Peer { raft_addr: config.raft_adv_addr.clone(), http_addr: config.http_adv_addr.clone() };
+        let node = Arc::new(Node {
+            access: Access::new(None)?,
+            config,
+            peer,
+            cluster_id: [0; 16],
+            context,
+            registry,
+            machine,
+            raft: OnceLock::new(),
+            consensus,
+            sql: OnceLock::new(),
+            confirmations: Confirmations::default(),
+            ready: watch::Sender::new(false),
+            started: SystemTime::now(),
+            started_at: Instant::now(),
+            life: first_token(),
+            asking: Semaphore::new(forward::MAX_ASKING),
+            _lock: lock,
+        });
+        let _ = node.context.node.set(Arc::downgrade(&node));
+        node.machine.attach(&node);
+        node.spawn(follow_leadership(node.clone()));
+        node.spawn(become_ready(node.clone()));
+        Ok(node)
+    }
+
+    /// As the checkpointer does it, without purging the log. On a thread that may block.
+    pub(crate) fn checkpoint_all(&self) {
+        for database in self.registry.open_ones() {
+            checkpoint(&database);
+        }
+        self.store_manifest();
+    }
 }

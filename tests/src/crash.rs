@@ -505,6 +505,11 @@ impl Rng {
         let clock = std::time::UNIX_EPOCH.elapsed().map_or(1, |since| since.as_micros() as u64);
         let seed = std::env::var("SEED").ok().and_then(|text| text.parse().ok()).unwrap_or(clock);
         println!("SEED={seed}");
+        Rng::seeded(seed)
+    }
+
+    /// The numbers of a seed.
+    pub fn seeded(seed: u64) -> Rng {
         Rng(seed.wrapping_mul(0x9E37_79B9_7F4A_7C15) | 1)
     }
 

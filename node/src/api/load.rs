@@ -101,6 +101,21 @@ impl From<JoinError> for Refused {
 
 /// Takes a database.
 pub(super) async fn load(State(exchange): ExchangeState, params: Params, request: Request) -> Response {
+    serve(exchange, params, request, false).await
+}
+
+/// `POST /boot`: a SQLite file for a cluster that has one node yet. Here it is as any load of a file: in one transaction,
+/// while everything goes on.
+pub(super) async fn boot(State(exchange): ExchangeState, params: Params, request: Request) -> Response {
+    let members = exchange.node.raft_status().peers.len();
+    if members > 1 {
+        let why = format!("the cluster has {members} nodes, and /boot is for one; POST the file to /db/load");
+        return error(StatusCode::BAD_REQUEST, &why);
+    }
+    serve(exchange, params, request, true).await
+}
+
+async fn serve(exchange: Arc<Exchange>, params: Params, request: Request, is_boot: bool) -> Response {
     let name = match exchange::database_name(&params) {
         Ok(name) => name,
         Err(why) => return error(StatusCode::BAD_REQUEST, &why),
@@ -119,7 +134,9 @@ pub(super) async fn load(State(exchange): ExchangeState, params: Params, request
             "too many loads are under way on this node; try again",
         );
     };
-    match Box::pin(take(&exchange, &Place(Arc::new(place)), &name, &params, patience, request)).await {
+    match Box::pin(take(&exchange, &Place(Arc::new(place)), &name, &params, (patience, is_boot), request))
+        .await
+    {
         Ok(answer) => body(&answer, params.flag("pretty")),
         Err(Refused(code, why)) => {
             warn!(database = name, "not loaded: {why}");
@@ -133,7 +150,7 @@ async fn take(
     place: &Place,
     name: &str,
     params: &Params,
-    patience: Duration,
+    (patience, is_boot): (Duration, bool),
     request: Request,
 ) -> Result<Value, Refused> {
     let node = &exchange.node;
@@ -149,6 +166,10 @@ async fn take(
     let idle = params.duration("idle").map_err(|why| Refused(StatusCode::BAD_REQUEST, why))?;
     let idle = idle.unwrap_or(IDLE).min(MAX_IDLE);
     let staged = receive(exchange, place, idle, request).await?;
+    if is_boot && staged.kind != Kind::File {
+        let why = "/boot takes a SQLite file; POST a script to /db/load";
+        return Err(Refused(StatusCode::BAD_REQUEST, why.into()));
+    }
     let stop = Stop::after(patience);
     let _asker = stop.asker();
     let (kind, bytes) = (staged.kind, staged.bytes);

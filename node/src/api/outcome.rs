@@ -46,25 +46,29 @@ pub(super) async fn get(State(node): NodeState, params: Params) -> Response {
             None => return error(StatusCode::NOT_FOUND, &format!("there is no database {name}")),
         },
     };
+    body(&find(&node, only, id, base).await, params.flag("pretty"))
+}
+
+/// Looks a transaction up in all databases or in `only` one; `base` is the entry that it was written on, if that is known.
+pub(crate) async fn find(node: &Arc<Node>, only: Option<DbId>, id: TxnId, base: Option<u64>) -> Value {
     let look = || {
         let seen = node.registry().fates(id, base, only).into_iter();
         look_up(id, seen.map(|(db, fate, reaches)| Seen { db, fate, reaches }))
     };
     if let Ok(found) = look() {
-        return body(&found, params.flag("pretty"));
+        return found;
     }
     // Not there: to be sure, this node must have all that was proposed before now.
     let doubt = match only {
-        Some(database) => match tokio::time::timeout(CERTAINTY, certainty(&node, database, id)).await {
+        Some(database) => match tokio::time::timeout(CERTAINTY, certainty(node, database, id)).await {
             Ok(Ok(())) => None,
             Ok(Err(why)) => Some(why),
             Err(_) => Some("the cluster did not answer in time".into()),
         },
-        None if all.is_empty() => None,
+        None if node.registry().ids().is_empty() => None,
         None => Some("it is not in this node's log so far; name its database (db) for certainty".into()),
     };
-    let found = look().unwrap_or_else(|absent| absent.tell(doubt));
-    body(&found, params.flag("pretty"))
+    look().unwrap_or_else(|absent| absent.tell(doubt))
 }
 
 /// A transaction of whose outcome the log says nothing.

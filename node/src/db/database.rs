@@ -23,6 +23,7 @@ use super::lessor::Air;
 use super::parts::{Large, PartWork, Stager};
 use super::publish::Unpublished;
 use super::side_file::{Durable, Record, ScrubMark, SideFile};
+use crate::clock;
 use crate::command::{DbId, TransactionHead};
 use crate::core::head::Head;
 use crate::core::lease::{Lease, LeaseTable, SessionId, Who};
@@ -39,7 +40,7 @@ use quire_vfs::format::{FrameNo, PageNo, PageSize};
 use quire_vfs::gate::lock::GateLock;
 use quire_vfs::gate::proto::{Outcome, Refusal, WalTarget};
 use quire_vfs::holder::{Holder, IndexLock};
-use std::collections::{BTreeSet, HashMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::AtomicBool;
@@ -216,7 +217,7 @@ pub(super) struct State {
     pub air: Option<Air>,
     pub next_ticket: u64,
     /// Sessions of this node that wait to be let in.
-    pub grants: HashMap<SessionId, Waiting>,
+    pub grants: BTreeMap<SessionId, Waiting>,
     pub arrived: Option<Arrived>,
     /// Who was let in.
     pub held: Option<Held>,
@@ -438,7 +439,7 @@ impl Database {
         if !state.running && is_work {
             state.running = true;
             let database = self.clone();
-            self.context.runtime.spawn_blocking(move || database.drain());
+            self.context.run_blocking(move || database.drain());
         }
     }
 
@@ -612,9 +613,9 @@ impl Database {
             }
         } else if lacking > 0
             && bytes(header.max_frame.0) >= self.wal_limit()
-            && state.closed_at.is_none_or(|at| at.elapsed() >= CLOSE_EVERY)
+            && state.closed_at.is_none_or(|at| clock::since(at) >= CLOSE_EVERY)
         {
-            state.closed_at = Some(Instant::now());
+            state.closed_at = Some(clock::now());
             state.queue.push_back(Work::Checkpoint);
             self.wake(state);
         }
@@ -658,4 +659,51 @@ impl Database {
 /// The path of a database in a directory.
 pub fn database_path(directory: &Path, name: &str) -> PathBuf {
     directory.join(format!("{name}.{}", quire_vfs::shim::vfs::EXTENSION))
+}
+
+#[cfg(test)]
+impl Database {
+    /// All pages as a reader finds them, and the checksum that they should have.
+    pub(crate) fn contents(&self) -> (Vec<Vec<u8>>, DbChecksum) {
+        use std::os::unix::fs::FileExt;
+        let header = wal_index::read_header(self.holder.region(0).unwrap()).unwrap();
+        let wal = std::fs::File::open(super::applier::wal_path(self.path())).unwrap();
+        let state = self.state();
+        let page = |number| {
+            let mut out = vec![0; self.page_size.bytes()];
+            match wal_index::find(&self.holder, PageNo(number), header.max_frame).unwrap() {
+                Some(frame) => {
+                    let at = frame_offset(frame, self.page_size)
+                        + quire_vfs::format::wal::FRAME_HEADER_SIZE as u64;
+                    wal.read_exact_at(&mut out, at).unwrap();
+                }
+                None => self.holder.read_page(PageNo(number), self.page_size, &mut out).unwrap(),
+            }
+            out
+        };
+        ((1..=state.hashes.len()).map(page).collect(), state.hashes.checksum())
+    }
+
+    /// Whether a page is what its hash says.
+    pub(crate) fn is_sound(&self, page: u32, found: &[Vec<u8>]) -> bool {
+        let hash = quire_vfs::format::checksum::page_hash(PageNo(page), &found[page as usize - 1]);
+        self.state().hashes.get(PageNo(page)) == Some(hash)
+    }
+
+    /// How it stands, for a person.
+    pub(crate) fn debug(&self) -> String {
+        let state = self.state();
+        let State { held, pending, publishing, air, arrived, grants, queue, running, .. } = &*state;
+        let pending = pending.as_ref().map(|p| p.id);
+        let publishing = publishing.as_ref().map(|p| (p.session, p.ended));
+        format!(
+            "last {}, head {:?}, lease {:?}, waiting {}, held {held:?}, pending {pending:?}, publishing {publishing:?}, \
+             air {air:?}, arrived {arrived:?}, grants {grants:?}, {} queued, running {running}",
+            state.rule.last(),
+            state.head.last(),
+            state.lease.holder(),
+            state.lease.waiting(),
+            queue.len()
+        )
+    }
 }

@@ -124,9 +124,10 @@ impl Staging {
         let whole = file.read_exact_at(&mut header, 0).is_ok();
         let seal = whole.then(|| decode_header(&header, id, page_size)).flatten();
         if seal != Some(0) {
-            let keep = seal.unwrap_or(0);
-            file.set_len(keep).map_err(io("truncating it"))?;
-            file.write_all_at(&encode_header(id, page_size, 0), 0).map_err(io("writing it"))?;
+            // First it stops to be a promise: one whose seal is cut off would be taken for a damaged one.
+            let written = file.write_all_at(&encode_header(id, page_size, 0), 0);
+            written.and_then(|()| file.sync_all()).map_err(io("writing it"))?;
+            file.set_len(seal.unwrap_or(HEADER_SIZE as u64)).map_err(io("truncating it"))?;
         }
         let mut staging = Staging {
             path: path.clone(),

@@ -17,6 +17,7 @@ use crate::core::recovery::Publication;
 use crate::core::rule::CommitRule;
 use quire_vfs::fault;
 use quire_vfs::format::PageNo;
+use quire_vfs::format::checksum::PageHashes;
 use quire_vfs::format::transaction::TxnId;
 use quire_vfs::gate::proto::Outcome;
 use quire_vfs::holder::Holder;
@@ -155,16 +156,22 @@ impl Database {
 
 /// The state in memory follows an installed state.
 pub(super) fn take_over(state: &mut State, incoming: &Incoming) {
-    let old_size = state.hashes.len();
     state.rule = CommitRule::new(incoming.target.position.index);
     state.position = incoming.target.position;
-    state.hashes = incoming.hashes.clone();
+    let old = std::mem::replace(&mut state.hashes, incoming.hashes.clone());
     state.large.moved_to(incoming.target.position.index);
     state.judge_again();
     mark(&mut state.dirty, incoming.pages().map(|(page, _)| page));
-    state.dirty.extend((old_size + 1..=state.hashes.len()).map(PageNo));
+    // Pages may have changed that did not have to come: what a fenced database skipped can be in its WAL.
+    let changed = changed_hashes(&old, &incoming.hashes);
+    mark(&mut state.dirty, changed.into_iter());
     state.dirty.split_off(&PageNo(state.hashes.len() + 1));
     state.installed = Some(incoming.clone());
+}
+
+/// The pages of `new` whose hashes `old` doesn't have.
+fn changed_hashes(old: &PageHashes, new: &PageHashes) -> Vec<PageNo> {
+    (1..=new.len()).map(PageNo).filter(|&page| old.get(page) != new.get(page)).collect()
 }
 
 /// Writes an incoming state into the database file of a node that is starting, with nobody attached. Returns what is

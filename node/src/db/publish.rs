@@ -18,6 +18,7 @@ use super::worker::refuse;
 use crate::command::TransactionHead;
 use crate::core::recovery::Publication;
 use crate::core::rule::{Candidate, Verdict};
+use crate::{blocking, clock};
 use bytes::Bytes;
 use quire_raft::LogPosition;
 use quire_vfs::fault;
@@ -26,8 +27,8 @@ use quire_vfs::format::transaction::{Piece, Transaction, TxnId};
 use quire_vfs::format::{FormatError, PageNo};
 use quire_vfs::gate::proto::{Outcome, WalTarget};
 use std::collections::BTreeSet;
-use std::sync::{Arc, MutexGuard, PoisonError};
-use std::time::{Duration, Instant};
+use std::sync::{Arc, MutexGuard};
+use std::time::Duration;
 use tracing::{debug, info, warn};
 
 /// A transaction that the database's state contains, but not yet its files.
@@ -309,9 +310,13 @@ impl Database {
         mut state: MutexGuard<'a, State>,
         unless: Option<&TxnId>,
     ) -> (MutexGuard<'a, State>, bool) {
-        let began = Instant::now();
+        let began = clock::now();
         let mut complained = false;
         loop {
+            #[cfg(test)]
+            if crate::sim::is_broken(crate::sim::Rule::GateLock) {
+                return (state, false);
+            }
             match self.gate_lock.try_lock() {
                 Ok(true) => return (state, false),
                 Ok(false) => {}
@@ -323,12 +328,11 @@ impl Database {
             if unless.is_some_and(|id| waits(&state, id)) {
                 return (state, true);
             }
-            if !complained && began.elapsed() > LOCK_COMPLAINT {
+            if !complained && clock::since(began) > LOCK_COMPLAINT {
                 complained = true;
                 warn!(database = self.name, "this node's copy lags: a paused app holds the gate lock");
             }
-            let waited = self.changed.wait_timeout(state, LOCK_POLL);
-            state = waited.unwrap_or_else(PoisonError::into_inner).0;
+            state = blocking::pause(&self.state, &self.changed, state, LOCK_POLL);
         }
     }
 

@@ -29,6 +29,8 @@ use super::creation::{create_files, has_files};
 use super::database::{Database, database_path};
 use super::dropping::{self, Tombstone};
 use super::parts;
+use super::side_file::ScrubMark;
+use crate::clock;
 use crate::command::DbId;
 use crate::manifest::sync_dir;
 use quire_raft::LogPosition;
@@ -131,7 +133,7 @@ impl Slots {
     /// An open database, which is used by that.
     fn take(&mut self, id: DbId) -> Option<Arc<Database>> {
         let open = self.open.get_mut(&id)?;
-        open.used = Instant::now();
+        open.used = clock::now();
         Some(open.database.clone())
     }
 }
@@ -292,7 +294,7 @@ impl Registry {
         if slots.openers < OPENERS {
             slots.openers += 1;
             let registry = self.clone();
-            self.context.runtime.spawn_blocking(move || registry.open_queued());
+            self.context.run_blocking(move || registry.open_queued());
         }
     }
 
@@ -331,7 +333,7 @@ impl Registry {
         } else if database.fenced().is_some() {
             database.ask_repair();
         }
-        slots.open.insert(id, Open { database, used: Instant::now() });
+        slots.open.insert(id, Open { database, used: clock::now() });
         self.moved.notify_all();
     }
 
@@ -347,7 +349,7 @@ impl Registry {
         moving.news.send_replace(Some(why));
         if !moving.waiting.is_empty() || moving.has_lost {
             let registry = self.clone();
-            self.context.runtime.spawn(async move {
+            self.context.spawn(async move {
                 tokio::time::sleep(RETRY).await;
                 let mut slots = registry.slots();
                 if slots.moving.contains_key(&id) {
@@ -365,7 +367,7 @@ impl Registry {
     /// Closes what nobody has used for a while. Blocks.
     pub fn close_idle(self: &Arc<Self>) {
         self.make_room();
-        let now = Instant::now();
+        let now = clock::now();
         let mut open: Vec<_> = {
             let slots = self.slots();
             let of = |open: &Open| (open.used, open.database.id, Arc::strong_count(&open.database) == 1);
@@ -472,7 +474,7 @@ impl Registry {
     pub fn insert(&self, database: Arc<Database>) {
         let mut slots = self.slots();
         slots.names.insert(database.name.clone(), database.id);
-        slots.open.insert(database.id, Open { database, used: Instant::now() });
+        slots.open.insert(database.id, Open { database, used: clock::now() });
     }
 
     fn insert_closed(&self, closed: Closed) {

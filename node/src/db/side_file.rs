@@ -20,7 +20,7 @@
 //! pages of entries up to there, so it must not serve before they have been read again. Where no checkpoint
 //! was at work, a file that doesn't bear the slot's stamp was changed behind the node's back. Slots and hashes
 //! are synced; publications need not be, as they matter only while the operating system lives, nor the scrub mark: what
-//! is lost of it is read once more.
+//! is lost of it is read once more. Of publications that are void (frame all 1s) only the index counts.
 
 use super::DbError;
 use crate::command::DbId;
@@ -359,6 +359,16 @@ impl SideFile {
         self.file.sync_data().map_err(DbError::io(&self.path, "syncing it"))
     }
 
+    /// Makes all publications on record void, oldest first (see [`crate::core::recovery`]); not synced.
+    pub fn void(&mut self, records: &[Record]) -> Result<(), DbError> {
+        let Some(newest) = records.last() else { return Ok(()) };
+        // As many as there are places, so that none of another kind is left.
+        for record in records.iter().chain(std::iter::repeat(newest)).take(RING_LEN as usize) {
+            self.record(&Record { publication: record.publication.void(), ..*record })?;
+        }
+        Ok(())
+    }
+
     /// Puts a publication on record before it happens; not synced.
     pub fn record(&mut self, record: &Record) -> Result<(), DbError> {
         self.ring_sequence += 1;
@@ -450,6 +460,27 @@ mod tests {
     }
 
     #[test]
+    fn void_records_leave_no_others() {
+        let dir = tempfile::tempdir().unwrap();
+        let db = dir.path().join("a.db");
+        let (id, size) = (DbId(9), PageSize::DEFAULT);
+        let hashes = PageHashes::from_hashes(size, vec![1, 2, 3]);
+        let mut file = SideFile::create(&db, id, &durable(4, &hashes), &hashes).unwrap();
+        for count in [0, 3, 40] {
+            for index in 0..count {
+                file.record(&record(10 + index)).unwrap();
+                file.mark_seen(&record(10 + index)).unwrap();
+            }
+            let (_, Contents { records, .. }) = SideFile::open(&db, id, size).unwrap();
+            file.void(&records).unwrap();
+            let (_, Contents { records, .. }) = SideFile::open(&db, id, size).unwrap();
+            assert!(records.iter().all(|record| record.publication.is_void()));
+            let newest = records.iter().map(|record| record.publication.index).max();
+            assert_eq!(newest, (count > 0).then(|| 9 + count), "what was committed is still known");
+        }
+    }
+
+    #[test]
     fn what_is_written_is_read_and_damage_is_refused_with_its_place() {
         let dir = tempfile::tempdir().unwrap();
         let db = dir.path().join("a.db");
@@ -472,7 +503,7 @@ mod tests {
         file.set_durable(&durable(20, &grown)).unwrap();
         drop(file);
 
-        assert_eq!(SideFile::glance(&db, id, size).unwrap(), (durable(20, &grown), 29));
+        assert_eq!(SideFile::glance(&db, id, size).unwrap(), (durable(20, &grown), 29, mark));
         assert!(SideFile::glance(&db, DbId(8), size).is_err());
         let (mut file, contents) = SideFile::open(&db, id, size).unwrap();
         assert_eq!(contents.durable, durable(20, &grown));

@@ -76,7 +76,7 @@ impl Database {
                 state.verifications.push_back(found);
                 if scrub {
                     // Later on, but the pages are those of no older entry than this.
-                    self.context.runtime.spawn(crate::repair::scrub_now(self.clone(), index));
+                    self.context.spawn(crate::repair::scrub_now(self.clone(), index));
                 }
                 self.progress.send_if_modified(|at| std::mem::replace(at, index.max(*at)) < index);
             }
@@ -88,7 +88,7 @@ impl Database {
                 if paused.send(()).is_ok() {
                     // No time-out: going on while the snapshot is taken would make it wrong. The other end is
                     // dropped in any case.
-                    let _ = resume.recv();
+                    crate::blocking::await_end(&resume);
                 }
                 state = self.state();
             }

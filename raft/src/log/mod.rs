@@ -11,13 +11,13 @@
 //! thread that writes, `open.rs` the way back from disk, `disk.rs` the only way to the disk.
 
 pub(crate) mod disk;
-mod open;
+pub(crate) mod open;
 mod pool;
 pub(crate) mod record;
 mod retention;
 pub(crate) mod segment;
-#[cfg(test)]
-mod simdisk;
+#[cfg(any(test, fuzzing))]
+pub(crate) mod simdisk;
 mod state;
 mod store;
 #[cfg(test)]

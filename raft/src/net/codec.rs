@@ -36,7 +36,7 @@ use openraft::raft::{
 };
 
 use crate::encode::{self, Malformed, Reader, put_opt_position, put_position, put_vote};
-use crate::types::{C, Command, Entry, LogId, log_id, position};
+use crate::types::{C, Command, Entry, LogId, Snapshot, SnapshotMeta, Vote, log_id, position};
 use crate::{LogPosition, NodeId};
 
 /// Bytes of a hello.
@@ -306,4 +306,26 @@ pub(crate) fn read_transfer_answer(body: Bytes) -> Result<Option<TransferLeaderR
     };
     r.end()?;
     Ok(Some(answer))
+}
+
+/// The chunks of a snapshot offer.
+pub(crate) fn offer(vote: &Vote, snapshot: &Snapshot) -> Vec<Bytes> {
+    let mut b = BytesMut::with_capacity(512);
+    let last = snapshot.meta.last_log_id.as_ref().map(position);
+    let stored = &snapshot.meta.last_membership;
+    let membership = encode::membership(stored.log_id().as_ref().map(position), stored.membership());
+    put_vote(&mut b, vote);
+    put_opt_position(&mut b, last.as_ref());
+    b.put_u32_le(membership.len() as u32);
+    b.put_slice(&membership);
+    vec![b.freeze(), snapshot.snapshot.clone()]
+}
+
+pub(crate) fn read_offer(body: Bytes) -> Result<(Vote, Snapshot), Malformed> {
+    let mut r = Reader::new(body, "snapshot offer");
+    let vote = r.vote()?;
+    let last_log_id = r.opt_position()?.map(log_id);
+    let len = r.u32()? as usize;
+    let last_membership = encode::read_membership(r.bytes(len)?)?;
+    Ok((vote, Snapshot { meta: SnapshotMeta { last_log_id, last_membership }, snapshot: r.rest() }))
 }

@@ -4,6 +4,7 @@
 mod any_node;
 mod backup;
 mod behaviour;
+mod client_matrix;
 mod contents;
 mod crash_app;
 mod crash_node;
