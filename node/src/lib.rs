@@ -21,6 +21,7 @@ pub mod forward;
 pub mod full_disk;
 pub mod gate;
 pub mod leadership;
+pub mod limits;
 pub mod load;
 pub mod machine;
 pub mod manifest;
@@ -33,6 +34,7 @@ pub mod repair;
 pub mod script;
 #[cfg(test)]
 mod sim;
+pub mod splitter;
 pub mod sql;
 pub mod stop;
 pub mod transfer;

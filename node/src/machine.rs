@@ -448,6 +448,7 @@ mod tests {
             checkpoints: mpsc::unbounded_channel().0,
             repairs: mpsc::unbounded_channel().0,
             checkpoint_bytes: 1 << 20,
+            queue_bytes: 1 << 20,
             unstaged: watch::Sender::default(),
             flushed: OnceLock::new(),
             lease_timeout: Duration::from_secs(10),

@@ -259,6 +259,7 @@ impl Node {
     /// cluster yet; see [`Node::enter_cluster`].
     pub async fn start(config: Config) -> Result<Arc<Node>, NodeError> {
         let dir = config.data_dir.clone();
+        crate::limits::open_files();
         let io = |path: &Path| {
             let path = path.to_owned();
             move |error| NodeError::Io { path, error }
@@ -280,6 +281,7 @@ impl Node {
             checkpoints,
             repairs,
             checkpoint_bytes: config.checkpoint_bytes,
+            queue_bytes: config.queue_bytes,
             unstaged: watch::Sender::default(),
             flushed: OnceLock::new(),
             lease_timeout: config.lease_timeout,
@@ -500,7 +502,7 @@ impl Node {
         let node = self.clone();
         let work = tokio::task::spawn_blocking(move || {
             let held_up: Vec<_> =
-                node.registry.all().into_iter().filter(|database| !checkpoint(database)).collect();
+                node.registry.open_ones().into_iter().filter(|database| !checkpoint(database)).collect();
             node.store_manifest();
             held_up.first().map(|database| database.name.clone())
         });
@@ -544,7 +546,10 @@ async fn checkpointer(node: Arc<Node>, mut asked: mpsc::UnboundedReceiver<crate:
             },
             _ = tick.tick() => node.registry.open_ones(),
             _ = look.tick() => {
-                node.registry.open_ones().iter().for_each(|database| database.watch_readers());
+                for database in node.registry.open_ones() {
+                    database.watch_readers();
+                    database.watch_strangers();
+                }
                 let durable = node.machine.durable().map_or(0, |position| position.index);
                 if node.raft().bytes_after(durable) <= MAX_REPLAY {
                     continue;
@@ -649,9 +654,7 @@ fn identity(path: &Path, cluster_id: &[u8; 16], node_id: u64) -> Result<(), Node
     let found = match std::fs::read_to_string(path) {
         Ok(found) => found,
         Err(error) if error.kind() == io::ErrorKind::NotFound => {
-            std::fs::write(path, &expected).map_err(io)?;
-            File::open(path).and_then(|file| file.sync_all()).map_err(io)?;
-            return crate::manifest::sync_dir(path).map_err(io);
+            return crate::manifest::replace_file(path, expected.as_bytes()).map_err(io);
         }
         Err(error) => return Err(io(error)),
     };

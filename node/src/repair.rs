@@ -58,6 +58,10 @@ pub async fn repair(node: Arc<Node>, mut fenced: mpsc::UnboundedReceiver<DbId>) 
             let mut pause = PAUSE_MIN;
             let mut said = String::new();
             while database.fenced().is_some() && !database.is_dropped() {
+                // Nothing can be installed while an app stands still in there.
+                while database.stands_still() && !database.is_dropped() {
+                    sleep(PAUSE_MIN).await;
+                }
                 match attempt(&node, &database).await {
                     Ok(peer) => info!(database = database.name, peer, "repaired"),
                     Err(error) => {
@@ -88,7 +92,7 @@ async fn attempt(node: &Arc<Node>, database: &Arc<Database>) -> Result<u64, Repa
     let mut result = Err(RepairError::Alone);
     for peer in peers {
         result = async {
-            let received = transfer::receive(node, database, peer, 0).await?;
+            let received = transfer::receive(node, database, peer, node.taken()).await?;
             database.install_incoming(&received).await?;
             Ok(peer)
         }
@@ -187,16 +191,34 @@ async fn piece(database: &Arc<Database>, from: PageNo) -> Result<Option<PageNo>,
     scrubbed.map_err(|error| error.to_string())?.map_err(|error| error.to_string())
 }
 
+/// Scrubs a database without a pause.
+async fn all(database: &Arc<Database>) -> Result<(), String> {
+    let mut next = Some(PageNo(1));
+    while let Some(from) = next {
+        next = piece(database, from).await?;
+    }
+    Ok(())
+}
+
+/// Scrubs a database whose file somebody has touched. If nothing is wrong with it, that is the file to go by.
+pub async fn scrub_touched(database: Arc<Database>) {
+    let sound = all(&database).await;
+    let ours = database.clone();
+    let settled = tokio::task::spawn_blocking(move || ours.touched(sound.is_ok())).await;
+    if let Err(why) =
+        settled.map_err(|error| error.to_string()).and_then(|result| result.map_err(|e| e.to_string()))
+    {
+        warn!(database = database.name, "{why}");
+    }
+}
+
 /// Scrubs a database without a pause, for the verification at `index`.
 pub async fn scrub_now(database: Arc<Database>, index: u64) {
-    let mut next = Ok(Some(PageNo(1)));
-    while let Ok(Some(from)) = next {
-        next = piece(&database, from).await;
-    }
+    let next = all(&database).await;
     let found = match (database.fenced(), next) {
         (Some(why), _) => Scrubbed::Damaged(why),
         (None, Err(why)) => Scrubbed::Damaged(format!("not read: {why}")),
-        (None, Ok(_)) => Scrubbed::Sound,
+        (None, Ok(())) => Scrubbed::Sound,
     };
     database.scrubbed(index, found);
 }

@@ -23,6 +23,7 @@ const LACKING: &str =
     "it is in the log, but this node lacks entries that tell whether it counts; ask another node";
 const NOTHING: &str = "this node has read none of the database's transactions since its start; give the entry that it \
      was written on (base), or ask another node";
+const DROPPED: &str = "the database was dropped meanwhile, and with it what was known of its transactions";
 const TOO_OLD: &str = "this node doesn't remember all transactions that came after the entry that it was written on; \
      ask another node";
 
@@ -68,7 +69,11 @@ pub(crate) async fn find(node: &Arc<Node>, only: Option<DbId>, id: TxnId, base: 
         None if node.registry().ids().is_empty() => None,
         None => Some("it is not in this node's log so far; name its database (db) for certainty".into()),
     };
-    look().unwrap_or_else(|absent| absent.tell(doubt))
+    look().unwrap_or_else(|absent| {
+        // Looked at after it was looked for in there.
+        let is_gone = only.is_some_and(|database| !node.registry().contains(database));
+        absent.tell(doubt.or(is_gone.then(|| DROPPED.to_owned())))
+    })
 }
 
 /// A transaction of whose outcome the log says nothing.

@@ -185,6 +185,10 @@ impl Database {
             path: self.path().to_owned(),
             reason: "the wal-index has no valid header".into(),
         })?;
+        // What somebody else has written must not get into the file.
+        if self.files.try_lock().is_ok_and(|files| !files.wal.is_ours(&header)) {
+            return Ok(None);
+        }
         let dirty = std::mem::take(&mut state.dirty);
         let hashes = dirty.iter().filter_map(|&page| Some((page, state.hashes.get(page)?))).collect();
         Ok(Some(Snapshot {
@@ -265,7 +269,7 @@ impl Database {
         self.record(Durable { stamp: Stamp::default(), ..durable })
     }
 
-    fn record(&self, durable: Durable) -> Result<(), DbError> {
+    pub(super) fn record(&self, durable: Durable) -> Result<(), DbError> {
         self.files().side.set_durable(&durable)?;
         self.state().durable = durable;
         Ok(())

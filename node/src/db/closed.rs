@@ -13,6 +13,7 @@ use super::DbError;
 use super::applier::wal_path;
 use super::database::{Database, DatabaseStatus, VERIFICATIONS, Verification, Work};
 use super::incoming::incoming_path;
+use super::lag::behind_path;
 use super::side_file::{Durable, ScrubMark, SideFile};
 use crate::command::{DbId, PartHead, TransactionHead};
 use crate::core::head::Head;
@@ -139,7 +140,12 @@ impl Closed {
             Err(error) => return Err(DbError::io(path, "looking at its WAL")(error)),
         };
         let is_whole = durable.target == index && published <= index;
-        if !is_whole || has_wal || incoming_path(path).exists() || !durable.stamp.is_of(path) {
+        if !is_whole
+            || has_wal
+            || incoming_path(path).exists()
+            || behind_path(path).exists()
+            || !durable.stamp.is_of(path)
+        {
             return Ok(None);
         }
         Ok(Some(Closed::new(id, name, page_size, durable, scrub)))
@@ -186,6 +192,7 @@ impl Closed {
             wal_kept_by_reader: false,
             unfinished_parts: 0,
             queued: 0,
+            lagging: None,
             waiting: 0,
             fenced: self.trouble.clone(),
             transfer: None,
@@ -219,6 +226,7 @@ impl Database {
             && state.published == at
             && state.consistent_from <= at
             && state.dirty.is_empty()
+            && state.behind.is_none()
             && state.large.parts() == 0
             && !state.large.is_sending()
             && state.installed.is_none();

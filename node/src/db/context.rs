@@ -23,6 +23,8 @@ pub struct Context {
     pub repairs: mpsc::UnboundedSender<DbId>,
     /// Bytes of pages after which a WAL counts as long.
     pub checkpoint_bytes: u64,
+    /// Bytes of entries that wait for an app that stands still, in each database.
+    pub queue_bytes: usize,
     /// Bytes of parts of large transactions that are yet to be staged.
     pub unstaged: watch::Sender<usize>,
     /// How far the log is on this node's disk, once Raft has started.

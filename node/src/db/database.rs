@@ -70,6 +70,8 @@ pub enum Work {
         /// The transaction.
         id: TxnId,
     },
+    /// Entries up to this one that were not kept (`super::lag`).
+    Skipped(u64),
     /// A committed transaction that was judged, and that no app publishes.
     Publish(Unpublished),
     /// An entry of a new term has committed: older proposals without one have failed.
@@ -113,17 +115,17 @@ pub enum Work {
 
 impl Work {
     /// The entry that it is.
-    fn entry(&self) -> Option<u64> {
+    pub(super) fn entry(&self) -> Option<u64> {
         match self {
             Work::Entry { position, .. } => Some(position.index),
             Work::Part(part) => Some(part.index()),
-            Work::Void { index, .. } => Some(*index),
+            Work::Void { index, .. } | Work::Skipped(index) => Some(*index),
             _ => None,
         }
     }
 
-    /// Bytes that it keeps in memory while a database waits for its repair.
-    fn held_bytes(&self) -> usize {
+    /// Bytes that it keeps in memory while it waits.
+    pub(super) fn held_bytes(&self) -> usize {
         if let Work::Entry { body, .. } = self { body.len() } else { 0 }
     }
 }
@@ -204,6 +206,12 @@ pub(super) struct State {
     /// The file may hold pages of entries up to here; not to be read before they have been applied.
     pub consistent_from: u64,
     pub queue: VecDeque<Work>,
+    /// Bytes of the entries in it.
+    pub queued_bytes: usize,
+    /// Since when the worker waits for an app to let go of the gate lock.
+    pub stuck: Option<Instant>,
+    /// Entries were not kept, and the database has to get its state from another node; true once that is on disk.
+    pub behind: Option<bool>,
     pub running: bool,
     /// What the log that was handed over says, ahead of all above.
     pub head: Head,
@@ -250,7 +258,12 @@ pub(super) struct State {
 impl State {
     /// The next piece of work that may be done.
     pub(super) fn take_work(&mut self) -> Option<Work> {
-        if self.is_held() { None } else { self.queue.pop_front() }
+        if self.is_held() {
+            return None;
+        }
+        let work = self.queue.pop_front()?;
+        self.queued_bytes = self.queued_bytes.saturating_sub(work.held_bytes());
+        Some(work)
     }
 
     /// The database's last entry is another one: what the log says of it follows from there.
@@ -320,6 +333,8 @@ pub struct Database {
     /// The last entry that was dealt with, for those who wait for it.
     pub(super) progress: watch::Sender<u64>,
     pub(super) dropped: AtomicBool,
+    /// Its file was touched by somebody, and is being read.
+    pub(super) is_touched: AtomicBool,
     /// One checkpoint at a time.
     pub(super) checkpointing: Mutex<()>,
     /// Places for requests to the leader that wait for the lease there.
@@ -359,6 +374,8 @@ pub struct DatabaseStatus {
     pub unfinished_parts: u32,
     /// Entries that wait to be applied here.
     pub queued: usize,
+    /// What keeps this node from applying them, if it is an app that stands still.
+    pub lagging: Option<String>,
     /// Writers that wait: on the leader those of all nodes, else those of this node.
     pub waiting: usize,
     /// Why the database is not served, if it isn't.
@@ -421,7 +438,7 @@ impl Database {
     pub fn take_void(self: &Arc<Self>, index: u64, id: TxnId) {
         let mut state = self.state();
         state.head.void(id);
-        state.queue.push_back(Work::Void { index, id });
+        self.keep(&mut state, Work::Void { index, id });
         self.wake(&mut state);
     }
 
@@ -548,6 +565,7 @@ impl Database {
             wal_kept_by_reader: wal_bytes >= LONG_WAL * self.wal_limit() && self.is_read(),
             unfinished_parts: state.large.parts(),
             queued: state.queue.len() + usize::from(state.running),
+            lagging: state.lagging(),
             waiting: state.lease.waiting().max(state.grants.len()),
             fenced: state.fenced.clone(),
             transfer: state.transfer,
@@ -560,6 +578,10 @@ impl Database {
     /// an unfinished large transaction count: they are nowhere but in the log.
     pub fn durable(&self) -> (LogPosition, bool) {
         let state = self.state();
+        if state.fenced.is_some() && state.behind == Some(true) {
+            // What it lacks is not to come from the log.
+            return (state.durable.position, false);
+        }
         let is_idle = state.queue.is_empty() && !state.running && state.publishing.is_none();
         // What a fenced database skips, it must find in the log again; and so the parts of a run that is open.
         let is_current = state.rule.last() == state.durable.position.index

@@ -10,6 +10,7 @@ use super::applier::Wal;
 use super::checkpoint::stamp;
 use super::database::{Database, Files, State};
 use super::incoming::{Incoming, Target};
+use super::lag;
 use super::publish::mark;
 use super::side_file::{Durable, Record, SideFile};
 use super::view::patiently;
@@ -123,6 +124,7 @@ impl Database {
         state.published = position.index;
         state.fenced = None;
         state.hold = None;
+        state.behind = None;
         self.progress.send_replace(incoming.target.as_of.max(position.index));
         let _ = self.context.checkpoints.send(self.id);
         if position.index >= state.consistent_from {
@@ -150,7 +152,14 @@ impl Database {
             let mut state = self.state();
             state.installed.take_if(|incoming| incoming.target.position.index <= index)
         };
-        installed.map_or(Ok(()), |incoming| incoming.remove())
+        let Some(incoming) = installed else { return Ok(()) };
+        {
+            let state = self.state();
+            if state.behind.is_none() {
+                lag::forget(self.path());
+            }
+        }
+        incoming.remove()
     }
 }
 
@@ -179,7 +188,7 @@ fn changed_hashes(old: &PageHashes, new: &PageHashes) -> Vec<PageNo> {
 pub(super) fn install_into_file(
     holder: &Holder,
     side: &mut SideFile,
-    wal: &Wal,
+    wal: &mut Wal,
     before: &Durable,
     incoming: &Incoming,
 ) -> Result<Durable, DbError> {
@@ -237,10 +246,12 @@ mod tests {
             checkpoints: mpsc::unbounded_channel().0,
             repairs: mpsc::unbounded_channel().0,
             checkpoint_bytes: 1 << 20,
+            queue_bytes: 1 << 20,
             unstaged: watch::Sender::default(),
             flushed: OnceLock::from(watch::channel(1000).1),
             lease_timeout: Duration::from_secs(10),
             node: OnceLock::new(),
+            sim: Default::default(),
         })
     }
 

@@ -6,6 +6,7 @@ use super::context::{Context, first_token};
 use super::database::{Database, Files, State};
 use super::incoming::Incoming;
 use super::install::{install_into_file, take_over};
+use super::lag::{self, behind_path};
 use super::parts::{Large, Stager};
 use super::side_file::{Contents, RING_LEN, Record, SideFile};
 use super::{checkpoint, scrub};
@@ -49,6 +50,7 @@ impl Database {
             Ok(incoming) => (incoming, None),
             Err(error) => (None, Some(error.to_string())),
         };
+        let mut is_behind = behind_path(path).exists();
         let attached = holder.others_attached()?;
         #[cfg(test)]
         let attached = attached || context.sim.is_attached(path);
@@ -61,10 +63,14 @@ impl Database {
         }
         let publications: Vec<_> = records.iter().map(|r| r.publication).collect();
         let plan = recovery::plan(attached, header.as_ref(), durable.position.index, &publications);
-        if plan == Plan::Rebuild {
-            Wal::put_away(path)?;
+        // Whoever has the file of the old WAL open would go on reading that: there must be nobody, nor may one come.
+        if plan == Plan::Rebuild && holder.exclude_readers()? {
+            if !holder.others_attached()? {
+                Wal::put_away(path)?;
+            }
+            holder.admit_readers();
         }
-        let wal = Wal::open(path, page_size)?;
+        let mut wal = Wal::open(path, page_size)?;
         // Where no checkpoint was at work, nobody but the node can have changed the file.
         let same = durable.target > durable.position.index
             || checkpoint::stamp(&holder, page_size)? == durable.stamp;
@@ -96,8 +102,12 @@ impl Database {
                     side.void(&records)?;
                 }
                 if let Some(incoming) = incoming.take() {
-                    durable = install_into_file(&holder, &mut side, &wal, &durable, &incoming)?;
+                    durable = install_into_file(&holder, &mut side, &mut wal, &durable, &incoming)?;
                     hashes = incoming.hashes;
+                    if is_behind {
+                        lag::forget(path);
+                        is_behind = false;
+                    }
                     if durable.target == durable.position.index {
                         holder.admit_readers();
                     }
@@ -108,6 +118,11 @@ impl Database {
             }
             Plan::Resume { published } => published,
         };
+        if is_behind {
+            let why =
+                "entries were not kept for it while an app stood still; its state comes from another node";
+            fenced = fenced.or(Some(why.into()));
+        }
         info!(
             database = name,
             durable = durable.position.index,
@@ -144,6 +159,9 @@ impl Database {
             published,
             consistent_from: served.max(durable.target).max(published),
             queue: VecDeque::new(),
+            queued_bytes: 0,
+            stuck: None,
+            behind: is_behind.then_some(true),
             running: false,
             head: Head::new(durable.position.index),
             lease: LeaseTable::new(first_token(), context.lease_timeout),
@@ -192,6 +210,7 @@ impl Database {
             stager,
             progress: watch::Sender::new(index),
             dropped: AtomicBool::new(false),
+            is_touched: AtomicBool::new(false),
             checkpointing: Mutex::new(()),
             asking: tokio::sync::Semaphore::new(crate::forward::MAX_ASKING_FOR_ONE),
             transfers: Arc::default(),

@@ -88,7 +88,7 @@ impl Database {
                     state.hold = None;
                 }
             }
-            state.queue.push_back(Work::Entry { position, head, body });
+            self.keep(&mut state, Work::Entry { position, head, body });
         }
         // It may have been what others waited for, here or elsewhere.
         self.advance(&mut state);
@@ -169,7 +169,7 @@ impl Database {
         let is_simple =
             entry.before.is_empty() && entry.transaction(self).is_ok_and(|txn| txn.fill_count() == 0);
         let seen = is_simple
-            && self.is_published(&files, &record).unwrap_or(false)
+            && self.is_published(&mut files, &record).unwrap_or(false)
             && files.side.mark_seen(&record).is_ok();
         self.unlock_gate();
         drop(files);
@@ -318,7 +318,10 @@ impl Database {
                 return (state, false);
             }
             match self.gate_lock.try_lock() {
-                Ok(true) => return (state, false),
+                Ok(true) => {
+                    state.stuck = None;
+                    return (state, false);
+                }
                 Ok(false) => {}
                 Err(error) => warn!(database = self.name, "gate lock: {error}"),
             }
@@ -326,8 +329,10 @@ impl Database {
                 state.pending.as_ref().is_some_and(|p| p.id == *id && p.waiter.is_some())
             };
             if unless.is_some_and(|id| waits(&state, id)) {
+                state.stuck = None;
                 return (state, true);
             }
+            state.stuck = state.stuck.or(Some(began));
             if !complained && clock::since(began) > LOCK_COMPLAINT {
                 complained = true;
                 warn!(database = self.name, "this node's copy lags: a paused app holds the gate lock");
@@ -343,10 +348,13 @@ impl Database {
     }
 
     /// With the gate lock: whether the wal-index shows a publication.
-    fn is_published(&self, files: &Files, record: &Record) -> Result<bool, DbError> {
-        let header = files.wal.tidy(&self.holder)?;
-        let Publication { salts, frame, .. } = record.publication;
-        Ok(header.salts == salts && header.max_frame == frame)
+    fn is_published(&self, files: &mut Files, record: &Record) -> Result<bool, DbError> {
+        let header = files.wal.tidy(&self.holder, Some(&record.publication))?;
+        let is_published = record.publication.is_shown_by(&header);
+        if is_published {
+            files.wal.saw(header);
+        }
+        Ok(is_published)
     }
 
     /// With the gate lock: sees whether the app has published, and does what is left to do.
@@ -354,7 +362,7 @@ impl Database {
         let txn = entry.transaction(self)?;
         {
             let mut files = self.files();
-            if self.is_published(&files, &record)? {
+            if self.is_published(&mut files, &record)? {
                 let mut fills = self.fills_before(entry)?;
                 fills.extend(txn.fills(entry.old_size).map(|(page, _)| page));
                 if !fills.is_empty() {

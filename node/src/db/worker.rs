@@ -43,6 +43,7 @@ impl Database {
             Work::Entry { position, head, body } => return self.entry(state, position, head, body),
             Work::Part(part) => return self.part(state, &part),
             Work::Void { index, id } => self.void(&mut state, index, id),
+            Work::Skipped(index) => self.has_dealt_with(&state, index),
             Work::Publish(entry) => return self.publish(state, entry),
             Work::NewTerm(term) => {
                 state.large.new_term(term);
@@ -111,7 +112,7 @@ impl Database {
                 (state, _) = self.lock_gate(state, None);
                 // Whoever syncs the files must not keep those waiting who need the state.
                 drop(state);
-                let result = self.files().wal.tidy(&self.holder).map(drop);
+                let result = self.tidy();
                 self.unlock_gate();
                 state = self.state();
                 if let Err(error) = result {

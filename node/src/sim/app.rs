@@ -60,7 +60,7 @@ pub(crate) struct App {
 /// A reader without the VFS, which needs no node: it has a database open now and then.
 pub(crate) async fn read(world: Arc<World>, judge: Arc<Judge>, node: u64) {
     while !judge.is_over() {
-        sleep(world.rng(|rng| rng.millis(50, 2000))).await;
+        sleep(world.rng(|rng| rng.millis(5, 800))).await;
         let name = if world.rng(|rng| rng.chance(500)) { super::MAIN } else { super::OTHER };
         let path = world.database_path(node, name);
         let size = PageSize::new(PAGE).unwrap();
@@ -132,7 +132,8 @@ pub(crate) fn ledger(mut read: impl FnMut(PageNo) -> Vec<u8>, pages: u32) -> Vec
         return Vec::new();
     }
     let word = |page: &[u8], n: u64| u64::from_le_bytes(page[n as usize * 8..][..8].try_into().unwrap());
-    let count = word(&read(COUNT), 0);
+    // No more than there can be: the page may be anything.
+    let count = word(&read(COUNT), 0).min(u64::from(pages.saturating_sub(LEDGER - 1)) * PER_PAGE);
     let mut ids = Vec::new();
     let mut page = Vec::new();
     for n in 0..count {

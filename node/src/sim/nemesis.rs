@@ -111,8 +111,19 @@ async fn crash(world: &Arc<World>, node: u64, power: bool, down: Duration) {
     let world = world.clone();
     tokio::spawn(async move {
         sleep(down).await;
-        if world.live(node).is_none() && world.failure().is_none() {
-            world.start(node);
+        if world.live(node).is_some() || world.failure().is_some() {
+            return;
+        }
+        world.start(node);
+        // Now and then it doesn't get far.
+        let (again, soon, later) = world.rng(|rng| (rng.chance(300), rng.millis(1, 120), rng.millis(1, 300)));
+        if again {
+            sleep(soon).await;
+            world.crash(node, false).await;
+            sleep(later).await;
+            if world.live(node).is_none() && world.failure().is_none() {
+                world.start(node);
+            }
         }
     });
 }

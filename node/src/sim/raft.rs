@@ -219,10 +219,12 @@ impl Replica {
     /// The log is on disk up to a length, if it has not been cut since.
     pub(crate) fn synced(&mut self, cuts: u64, upto: u64, now: Instant) -> Vec<Output> {
         let mut out = Vec::new();
-        if cuts == self.cuts {
+        // Without that rule, the disk says that it has what it has not.
+        let is_lying = super::is_broken(super::Rule::Sync);
+        if cuts == self.cuts && !is_lying {
             self.synced = self.synced.max(upto.min(self.len()));
         }
-        let (synced, term) = (self.synced, self.term);
+        let (synced, term) = (if is_lying { self.len() } else { self.synced }, self.term);
         self.acks.retain(|ack| {
             if ack.term == term && ack.upto <= synced {
                 let matched = Ok(ack.upto);
@@ -240,7 +242,7 @@ impl Replica {
         }
         let mut all: Vec<_> =
             self.others().iter().map(|id| self.matched.get(id).copied().unwrap_or(0)).collect();
-        all.push(self.synced);
+        all.push(if super::is_broken(super::Rule::Sync) { self.len() } else { self.synced });
         all.sort_unstable();
         let common = all[all.len() - self.quorum()];
         if common > self.commit && self.term_before(common) == self.term {
@@ -310,11 +312,7 @@ impl Replica {
                     }
                 }
                 self.commit = self.commit.max(commit.min(upto));
-                if super::is_broken(super::Rule::Sync) {
-                    out.push(Output::Send(from, Message::Appended { term, matched: Ok(upto), sent }));
-                } else {
-                    self.acks.push(Ack { to: from, term, upto, sent });
-                }
+                self.acks.push(Ack { to: from, term, upto, sent });
                 if self.synced < self.len() {
                     out.push(Output::Sync(self.cuts, self.len()));
                 }

@@ -16,7 +16,7 @@ use crate::machine::Machine;
 use crate::node::Node;
 use bytes::Bytes;
 use quire_raft::{LogPosition, Payload, ProposeError, RaftStatus};
-use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::collections::{BTreeMap, BTreeSet};
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -29,8 +29,6 @@ pub(crate) const COMMIT_DEADLINE: Duration = Duration::from_secs(4);
 /// All but one may be closed when it is not in use.
 const KEEP: Keep = Keep { most: 4, idle: Duration::ZERO };
 const LEASE_TIMEOUT: Duration = Duration::from_secs(1);
-/// Lines of the trace that are kept for a failure.
-const KEPT: usize = 400;
 
 /// What can go wrong in a run, in thousandths of chances.
 #[derive(Clone, Copy, Debug, Default)]
@@ -83,7 +81,7 @@ pub(crate) struct World {
     dir: PathBuf,
     start: Instant,
     verbose: bool,
-    lines: Mutex<(VecDeque<String>, u64)>,
+    fingerprint: Mutex<u64>,
     failure: Mutex<Option<String>>,
     failed: watch::Sender<bool>,
     /// Changes with each machine that loses power: which one it was.
@@ -114,7 +112,7 @@ impl World {
             dir: dir.to_owned(),
             start: now,
             verbose,
-            lines: Mutex::default(),
+            fingerprint: Mutex::default(),
             failure: Mutex::default(),
             failed: watch::Sender::new(false),
             power: watch::Sender::new(0),
@@ -157,26 +155,18 @@ impl World {
     pub(crate) fn note(&self, what: std::fmt::Arguments<'_>) {
         let at = clock::since(self.start);
         let line = format!("{:>10.6} {what}", at.as_secs_f64());
-        let mut lines = self.lines.lock().unwrap();
+        let mut fingerprint = self.fingerprint.lock().unwrap();
         let mut hasher = DefaultHasher::new();
-        (lines.1, &line).hash(&mut hasher);
-        lines.1 = hasher.finish();
+        (*fingerprint, &line).hash(&mut hasher);
+        *fingerprint = hasher.finish();
         if self.verbose {
             println!("{line}");
-        }
-        lines.0.push_back(line);
-        if lines.0.len() > KEPT {
-            lines.0.pop_front();
         }
     }
 
     /// The trace's hash: of two runs of a seed it is the same.
     pub(crate) fn fingerprint(&self) -> u64 {
-        self.lines.lock().unwrap().1
-    }
-
-    pub(crate) fn last_lines(&self) -> Vec<String> {
-        self.lines.lock().unwrap().0.iter().cloned().collect()
+        *self.fingerprint.lock().unwrap()
     }
 
     /// What must not happen has happened.
@@ -280,6 +270,7 @@ impl World {
             checkpoints,
             repairs,
             checkpoint_bytes: config.checkpoint_bytes,
+            queue_bytes: config.queue_bytes,
             unstaged: watch::Sender::default(),
             flushed: OnceLock::new(),
             lease_timeout: config.lease_timeout,

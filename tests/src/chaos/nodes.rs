@@ -254,6 +254,24 @@ impl Nodes {
         errors
     }
 
+    /// Lines of logs, also of nodes that are gone, by which a database was fenced for another reason than a fault that
+    /// fences it rightly.
+    pub fn strange_fences(&self) -> std::io::Result<Vec<String>> {
+        const RIGHTLY: [&str; 4] =
+            ["changed or damaged", "changed while the node was down", "No space left", "Input/output error"];
+        let mut found = Vec::new();
+        for entry in std::fs::read_dir(&self.dir)? {
+            let path = entry?.path();
+            if path.extension().is_some_and(|extension| extension == "log") {
+                let log = String::from_utf8_lossy(&std::fs::read(&path)?).into_owned();
+                let fences = log.lines().filter(|line| line.contains("ERROR") && line.contains("fenced: "));
+                let strange = fences.filter(|line| RIGHTLY.iter().all(|reason| !line.contains(reason)));
+                found.extend(strange.map(str::to_owned));
+            }
+        }
+        Ok(found)
+    }
+
     /// Who leads, as far as those know that answer soon.
     pub fn leader(&self) -> Option<u64> {
         let raft = |id: u64| {

@@ -341,6 +341,9 @@ fn prove(shared: &Shared, nemesis: &mut Nemesis<'_>) -> anyhow::Result<Last> {
     for why in nemesis.nodes.reap() {
         shared.violation(why);
     }
+    for line in nemesis.nodes.strange_fences()? {
+        shared.violation(format!("fenced for no reason: {line}"));
+    }
     last.context("there is no node")
 }
 

@@ -8,6 +8,7 @@ mod directories;
 mod disk;
 mod impostor;
 mod socket;
+mod strangers;
 
 use nix::sys::signal::Signal;
 use quire_node::cli::local::LocalCluster;
