@@ -16,6 +16,8 @@ pub mod db;
 pub mod dump;
 pub mod forward;
 pub mod gate;
+#[cfg(test)]
+mod golden;
 pub mod leadership;
 pub mod load;
 pub mod machine;

@@ -245,6 +245,7 @@ impl Node {
         };
         let access = Access::new(config.socket_group.as_deref())?;
         std::fs::create_dir_all(&dir).map_err(io(&dir))?;
+        Access::check(&dir, false)?;
         let lock = lock(&dir.join("lock"))?;
         let key = cluster_key(&config)?;
         let cluster_id = key.cluster_id();
@@ -266,6 +267,8 @@ impl Node {
             node: OnceLock::new(),
         });
         let registry = Arc::new(Registry::new(&dir.join("db"), context.clone())?);
+        // What a --socket-group of before could do in it, it may until the mode is set again.
+        Access::check(registry.directory(), config.socket_group.is_some())?;
         access.share(&dir, registry.directory())?;
         let machine = {
             let (dir, registry, context) = (dir.clone(), registry.clone(), context.clone());
@@ -572,8 +575,11 @@ fn identity(path: &Path, cluster_id: &[u8; 16], node_id: u64) -> Result<(), Node
     let found = match std::fs::read_to_string(path) {
         Ok(found) => found,
         Err(error) if error.kind() == io::ErrorKind::NotFound => {
-            std::fs::write(path, &expected).map_err(io)?;
-            File::open(path).and_then(|file| file.sync_all()).map_err(io)?;
+            // Under another name first: a node that is killed here finds none, not half a one.
+            let new = path.with_extension("new");
+            std::fs::write(&new, &expected).map_err(io)?;
+            File::open(&new).and_then(|file| file.sync_all()).map_err(io)?;
+            std::fs::rename(&new, path).map_err(io)?;
             return crate::manifest::sync_dir(path).map_err(io);
         }
         Err(error) => return Err(io(error)),
@@ -582,10 +588,12 @@ fn identity(path: &Path, cluster_id: &[u8; 16], node_id: u64) -> Result<(), Node
         return Ok(());
     }
     let mut lines = found.lines();
-    if lines.next() != Some(VERSION) {
-        return Err(
-            bad("not a data directory of this version of Quire; use the version that made it".into()),
-        );
+    let first = lines.next().unwrap_or_default();
+    if first != VERSION {
+        return Err(bad(format!(
+            "this build of Quire reads a {VERSION:?}, but it says {first:?}: run the version of Quire that made the \
+             directory, or remove this node from the cluster and let the machine join again under a new id"
+        )));
     }
     if lines.next() != Some(&format!("cluster {cluster}")) {
         return Err(bad("this data directory belongs to another cluster (or the cluster key is another); \

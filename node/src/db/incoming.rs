@@ -21,7 +21,7 @@ use crate::command::DbId;
 use memmap2::Mmap;
 use quire_raft::LogPosition;
 use quire_vfs::format::checksum::{DbChecksum, PageHashes, page_hash};
-use quire_vfs::format::{FormatError, PageNo, PageSize};
+use quire_vfs::format::{FormatError, PageNo, PageSize, VersionError};
 use std::collections::BTreeMap;
 use std::fs::{File, OpenOptions};
 use std::io;
@@ -122,6 +122,7 @@ impl Staging {
         let file = options.map_err(io("opening it"))?;
         let mut header = [0; HEADER_SIZE];
         let whole = file.read_exact_at(&mut header, 0).is_ok();
+        VersionError::check("incoming state", &header, MAGIC, VERSION).map_err(DbError::version(&path))?;
         let seal = whole.then(|| decode_header(&header, id, page_size)).flatten();
         if seal != Some(0) {
             let keep = seal.unwrap_or(0);
@@ -261,6 +262,7 @@ impl Incoming {
         if file.read_exact_at(&mut header, 0).is_err() {
             return Ok(None);
         }
+        VersionError::check("incoming state", &header, MAGIC, VERSION).map_err(DbError::version(path))?;
         let seal_at = match decode_header(&header, id, page_size) {
             None | Some(0) => return Ok(None),
             Some(at) => at,

@@ -2,6 +2,7 @@
 //! elections, for nodes that start, for what has to be caught up.
 
 mod any_node;
+mod auth;
 mod backup;
 mod behaviour;
 mod contents;
@@ -17,3 +18,4 @@ mod reads;
 mod recover;
 mod restart;
 mod storage;
+mod upgrade;

@@ -1,0 +1,133 @@
+//! Where the statements of an SQL script end, by the rules of `sqlite3_complete`, byte by byte, however the script is cut.
+
+/// Tells where statements end.
+#[derive(Debug)]
+pub(crate) struct Splitter {
+    /// What comes next, byte by byte.
+    lex: Lex,
+    /// What came before, token by token.
+    seen: Seen,
+    word: Vec<u8>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Lex {
+    Plain,
+    Word,
+    /// A `-`, which may begin a comment.
+    Dash,
+    /// A `/`, likewise.
+    Slash,
+    Line,
+    /// Inside `/* */`; true after a `*`.
+    Block(bool),
+    /// Until this byte. One that is doubled ends, and begins again.
+    Quote(u8),
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Seen {
+    Nothing,
+    Normal,
+    Explain,
+    Create,
+    /// In a trigger, whose statements have semicolons of their own.
+    Trigger,
+    /// After one of these.
+    Semicolon,
+    /// After `; END`.
+    End,
+}
+
+fn is_word(byte: u8) -> bool {
+    byte.is_ascii_alphanumeric() || byte == b'_' || byte == b'$' || byte >= 0x80
+}
+
+impl Default for Splitter {
+    fn default() -> Splitter {
+        Splitter { lex: Lex::Plain, seen: Seen::Nothing, word: Vec::new() }
+    }
+}
+
+impl Splitter {
+    /// Takes a byte, and tells whether a statement ends with it.
+    pub(crate) fn take(&mut self, byte: u8) -> bool {
+        match self.lex {
+            Lex::Word if is_word(byte) => {
+                // No keyword is longer.
+                if self.word.len() < 16 {
+                    self.word.push(byte.to_ascii_lowercase());
+                }
+                return false;
+            }
+            Lex::Word => {
+                let word = std::mem::take(&mut self.word);
+                self.token(&word);
+            }
+            Lex::Dash if byte == b'-' => {
+                self.lex = Lex::Line;
+                return false;
+            }
+            Lex::Slash if byte == b'*' => {
+                self.lex = Lex::Block(false);
+                return false;
+            }
+            Lex::Dash | Lex::Slash => self.token(b"-"),
+            Lex::Line => {
+                if byte == b'\n' {
+                    self.lex = Lex::Plain;
+                }
+                return false;
+            }
+            Lex::Block(star) => {
+                self.lex = if star && byte == b'/' { Lex::Plain } else { Lex::Block(byte == b'*') };
+                return false;
+            }
+            Lex::Quote(end) => {
+                if byte == end {
+                    self.lex = Lex::Plain;
+                }
+                return false;
+            }
+            Lex::Plain => {}
+        }
+        self.lex = Lex::Plain;
+        match byte {
+            b';' => return self.semicolon(),
+            b' ' | b'\t' | b'\r' | b'\n' | b'\x0c' => {}
+            b'-' => self.lex = Lex::Dash,
+            b'/' => self.lex = Lex::Slash,
+            b'\'' | b'"' | b'`' | b'[' => {
+                self.token(b"'");
+                self.lex = Lex::Quote(if byte == b'[' { b']' } else { byte });
+            }
+            _ if is_word(byte) => {
+                self.lex = Lex::Word;
+                self.word.push(byte.to_ascii_lowercase());
+            }
+            _ => self.token(&[byte]),
+        }
+        false
+    }
+
+    /// The table of `sqlite3_complete` (complete.c), but for semicolons and white space.
+    fn token(&mut self, word: &[u8]) {
+        self.seen = match (self.seen, word) {
+            (Seen::Nothing, b"explain") => Seen::Explain,
+            (Seen::Nothing | Seen::Explain, b"create") => Seen::Create,
+            (Seen::Explain, b"explain" | b"temp" | b"temporary" | b"trigger" | b"end") => Seen::Normal,
+            (Seen::Explain, _) => Seen::Explain,
+            (Seen::Create, b"temp" | b"temporary") => Seen::Create,
+            (Seen::Create, b"trigger") => Seen::Trigger,
+            (Seen::Semicolon, b"end") => Seen::End,
+            (Seen::Trigger | Seen::Semicolon | Seen::End, _) => Seen::Trigger,
+            _ => Seen::Normal,
+        };
+    }
+
+    fn semicolon(&mut self) -> bool {
+        let inside = matches!(self.seen, Seen::Trigger | Seen::Semicolon);
+        self.seen = if inside { Seen::Semicolon } else { Seen::Nothing };
+        !inside
+    }
+}
