@@ -161,6 +161,12 @@ pub struct NodeArgs {
     /// Checkpoint a database when its WAL holds this much [default: 16].
     #[arg(long, env = "QUIRE_CHECKPOINT_MIB", value_name = "MIB")]
     pub checkpoint_mib: Option<u64>,
+    /// Keep so many databases open at most, not counting those that are in use [default: 256].
+    #[arg(long, env = "QUIRE_MAX_OPEN_DATABASES", value_name = "N")]
+    pub max_open_databases: Option<usize>,
+    /// Close a database that nobody has used for so long; it is opened again when it is needed [default: 300000].
+    #[arg(long, env = "QUIRE_IDLE_TIMEOUT_MS", value_name = "MS")]
+    pub idle_timeout_ms: Option<u64>,
     /// Keep at least this much of the Raft log, for members that lag, when it is purged [default: 64].
     #[arg(long, env = "QUIRE_LOG_RETAIN_MIB", value_name = "MIB")]
     pub log_retain_mib: Option<u64>,
@@ -211,6 +217,8 @@ impl NodeArgs {
             election_timeout_ms: self.election_timeout_ms.or(file.election_timeout_ms),
             log_segment_mib: self.log_segment_mib.or(file.log_segment_mib),
             checkpoint_mib: self.checkpoint_mib.or(file.checkpoint_mib),
+            max_open_databases: self.max_open_databases.or(file.max_open_databases),
+            idle_timeout_ms: self.idle_timeout_ms.or(file.idle_timeout_ms),
             log_retain_mib: self.log_retain_mib.or(file.log_retain_mib),
             scrub_rate_mib: self.scrub_rate_mib.or(file.scrub_rate_mib),
             http_threads: self.http_threads.or(file.http_threads),

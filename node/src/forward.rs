@@ -44,6 +44,8 @@ const MAX_WAIT: Duration = Duration::from_secs(10);
 const SLACK: Duration = Duration::from_secs(2);
 /// For a proposal's fate: longer than Raft takes to give one up.
 const PROPOSE: Duration = Duration::from_secs(40);
+/// For the leader to open a database's files.
+const OPEN: Duration = Duration::from_secs(5);
 /// For a request that is answered at once.
 const PROMPT: Duration = Duration::from_secs(5);
 /// For a barrier, and what has to be with Raft before it.
@@ -76,8 +78,11 @@ async fn answer(node: &Arc<Node>, from: NodeId, request: Request) -> Answer {
     if !status.peers.contains_key(&from) {
         return Answer::refused(format!("node {from} is not a member of this cluster"));
     }
-    let Some(database) = node.registry().get(request.database()) else {
-        return Answer::refused("the leader does not know the database yet");
+    let database = match timeout(OPEN, node.registry().open(request.database())).await {
+        Ok(Ok(Some(database))) => database,
+        Ok(Ok(None)) => return Answer::refused("the leader does not know the database yet"),
+        Ok(Err(why)) => return Answer::refused(format!("on the leader, {why}")),
+        Err(_) => return Answer::refused("the leader has not opened the database in time"),
     };
     match request {
         Request::Acquire { session, ticket, life, wait_ms, attempts, .. } => {

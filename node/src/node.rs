@@ -43,6 +43,8 @@ pub(crate) const IDENTITY_VERSION: &str = "quire data directory, version 1";
 const OPEN_DEADLINE: Duration = Duration::from_secs(8);
 /// Databases that changed are checkpointed this often even if their WAL is short.
 const CHECKPOINT_INTERVAL: Duration = Duration::from_secs(60);
+/// How often databases are looked for that nobody uses.
+const CLOSE_INTERVAL: Duration = Duration::from_secs(5);
 /// How often the log is looked at.
 const LOG_INTERVAL: Duration = Duration::from_secs(2);
 /// How long a node that is told to stop may take to purge its log.
@@ -170,7 +172,7 @@ impl Node {
     }
 
     /// The databases.
-    pub fn registry(&self) -> &Registry {
+    pub fn registry(&self) -> &Arc<Registry> {
         &self.registry
     }
 
@@ -266,7 +268,7 @@ impl Node {
             lease_timeout: config.lease_timeout,
             node: OnceLock::new(),
         });
-        let registry = Arc::new(Registry::new(&dir.join("db"), context.clone())?);
+        let registry = Arc::new(Registry::new(&dir.join("db"), context.clone(), config.keep)?);
         // What a --socket-group of before could do in it, it may until the mode is set again.
         Access::check(registry.directory(), config.socket_group.is_some())?;
         access.share(&dir, registry.directory())?;
@@ -311,11 +313,12 @@ impl Node {
         tokio::spawn(repair::repair(node.clone(), fenced));
         tokio::spawn(repair::scrub(node.clone()));
         // Those that were found changed or damaged when they were opened.
-        for database in node.registry.all().iter().filter(|database| database.fenced().is_some()) {
+        for database in node.registry.open_ones().iter().filter(|database| database.fenced().is_some()) {
             warn!(database = database.name, "fenced: {}", database.fenced().unwrap_or_default());
             database.ask_repair();
         }
         tokio::spawn(checkpointer(node.clone(), asked));
+        tokio::spawn(close_idle(node.clone()));
         tokio::spawn(follow_leadership(node.clone()));
         tokio::spawn(become_ready(node.clone()));
         Ok(node)
@@ -383,11 +386,15 @@ impl Node {
             let _ = self.ready.subscribe().wait_for(|ready| *ready).await;
         });
         ready.await.map_err(|_| late("reading the log again after the start"))?;
-        let database = match self.registry.find(name) {
-            Some(database) => database,
+        let id = match self.registry.id_of(name) {
+            Some(id) => id,
             None if !create => return Err(OpenError::NotFound(name.to_owned())),
-            None => self.create_database(name, page_size.unwrap_or(PageSize::DEFAULT), deadline).await?,
+            None => self.create_by(name, page_size.unwrap_or(PageSize::DEFAULT), deadline).await?,
         };
+        let opened = tokio::time::timeout_at(deadline, self.registry.open(id)).await;
+        let opened = opened.map_err(|_| late("opening its files"))?;
+        let opened = opened.map_err(|why| OpenError::Unavailable(format!("{name}: {why}")))?;
+        let database = opened.ok_or_else(|| OpenError::NotFound(name.to_owned()))?;
         if let Some(wanted) = page_size
             && wanted != database.page_size
         {
@@ -404,12 +411,21 @@ impl Node {
         Ok(database)
     }
 
-    async fn create_database(
+    /// Creates a database on all nodes, or finds one that is just being created. On this node it is there then, closed.
+    pub async fn create_database(
+        self: &Arc<Self>,
+        name: &str,
+        page_size: PageSize,
+    ) -> Result<DbId, OpenError> {
+        self.create_by(name, page_size, tokio::time::Instant::now() + OPEN_DEADLINE).await
+    }
+
+    async fn create_by(
         self: &Arc<Self>,
         name: &str,
         page_size: PageSize,
         deadline: tokio::time::Instant,
-    ) -> Result<Arc<Database>, OpenError> {
+    ) -> Result<DbId, OpenError> {
         let request = PeerRequest::CreateDatabase { name: name.to_owned(), page_size: page_size.get() };
         let left = deadline.saturating_duration_since(tokio::time::Instant::now());
         let index = peers::ask_leader(self, request, left).await.map_err(|error| match error {
@@ -418,7 +434,7 @@ impl Node {
         })?;
         let applied = tokio::time::timeout_at(deadline, self.wait_taken(index)).await;
         applied.map_err(|_| OpenError::Unavailable(format!("creating {name} took too long; try again")))?;
-        self.registry.find(name).ok_or_else(|| OpenError::Unavailable(format!("{name} was dropped again")))
+        self.registry.id_of(name).ok_or_else(|| OpenError::Unavailable(format!("{name} was dropped again")))
     }
 
     /// Drops a database on all nodes; on this one it is gone when this returns.
@@ -445,7 +461,7 @@ impl Node {
         let _ = std::fs::remove_file(self.socket_path());
         let node = self.clone();
         let _ = tokio::task::spawn_blocking(move || {
-            for database in node.registry.all() {
+            for database in node.registry.open_ones() {
                 checkpoint(&database);
             }
             node.store_manifest();
@@ -481,14 +497,14 @@ async fn checkpointer(node: Arc<Node>, mut asked: mpsc::UnboundedReceiver<crate:
                 Some(id) => node.registry.get(id).into_iter().collect(),
                 None => return,
             },
-            _ = tick.tick() => node.registry.all(),
+            _ = tick.tick() => node.registry.open_ones(),
             _ = look.tick() => {
-                node.registry.all().iter().for_each(|database| database.watch_readers());
+                node.registry.open_ones().iter().for_each(|database| database.watch_readers());
                 let durable = node.machine.durable().map_or(0, |position| position.index);
                 if node.raft().bytes_after(durable) <= MAX_REPLAY {
                     continue;
                 }
-                node.registry.all()
+                node.registry.open_ones()
             }
         };
         let ours = node.clone();
@@ -505,6 +521,19 @@ async fn checkpointer(node: Arc<Node>, mut asked: mpsc::UnboundedReceiver<crate:
     }
 }
 
+/// Closes databases that nobody uses.
+async fn close_idle(node: Arc<Node>) {
+    let mut tick = tokio::time::interval(CLOSE_INTERVAL.min(node.config.keep.idle));
+    tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    loop {
+        tick.tick().await;
+        let registry = node.registry.clone();
+        if let Err(error) = tokio::task::spawn_blocking(move || registry.close_idle()).await {
+            error!("closing databases failed: {error}");
+        }
+    }
+}
+
 /// Lets writers go on, or sends them away, as leadership changes.
 async fn follow_leadership(node: Arc<Node>) {
     let mut status = node.raft().watch();
@@ -517,7 +546,7 @@ async fn follow_leadership(node: Arc<Node>) {
         if last != Some((state, term, leader)) {
             last = Some((state, term, leader));
             info!(state = state.as_str(), term, leader, "raft");
-            node.registry.all().iter().for_each(|database| database.expire());
+            node.registry.open_ones().iter().for_each(|database| database.expire());
         }
     }
 }
@@ -528,12 +557,12 @@ async fn become_ready(node: Arc<Node>) {
     if let Some(index) = status.committed_index {
         node.wait_taken(index).await;
     }
-    for database in node.registry.all() {
+    for database in node.registry.open_ones() {
         // A database whose gate a paused app holds must not keep the others.
         let _ = tokio::time::timeout(OPEN_DEADLINE, database.settled()).await;
     }
     node.ready.send_replace(true);
-    info!(databases = node.registry.all().len(), committed = status.committed_index, "ready");
+    info!(databases = node.registry.ids().len(), committed = status.committed_index, "ready");
 }
 
 pub(crate) fn lock(path: &Path) -> Result<Flock<File>, NodeError> {

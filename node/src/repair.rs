@@ -44,6 +44,7 @@ pub async fn repair(node: Arc<Node>, mut fenced: mpsc::UnboundedReceiver<DbId>) 
         if begin { set.insert(id) } else { set.remove(&id) }
     };
     while let Some(id) = fenced.recv().await {
+        // What is fenced is open.
         let Some(database) = node.registry().get(id) else { continue };
         if !lock(&under_repair, id, true) {
             continue;
@@ -105,7 +106,15 @@ pub async fn scrub(node: Arc<Node>) {
     let pause = Duration::from_secs_f64(PIECE as f64 / rate as f64);
     loop {
         let began = Instant::now();
-        for database in node.registry().all() {
+        for id in node.registry().ids() {
+            let database = match node.registry().open(id).await {
+                Ok(Some(database)) => database,
+                Ok(None) => continue,
+                Err(why) => {
+                    warn!(%id, "scrub: {why}");
+                    continue;
+                }
+            };
             let mut next = Some(PageNo(1));
             while let Some(from) = next {
                 sleep(pause).await;

@@ -94,7 +94,7 @@ async fn give(node: &Arc<Node>, peer: NodeId, stream: &mut Bulk) -> Result<(), T
     let refused = |why: String| TransferError::Refused { peer: node.id(), why };
     let lost = || TransferError::Network(RequestError::Lost("the stream ended".into()));
     let ask = Ask::decode(stream.recv().await?.ok_or_else(lost)?).map_err(refused)?;
-    let database = node.registry().get(ask.database);
+    let database = node.registry().open(ask.database).await.map_err(refused)?;
     let database = database.ok_or_else(|| refused(format!("it has no database {}", ask.database)))?;
     // Hashes of pages that it doesn't have here are of no use.
     let ours = database.pages() as usize;

@@ -30,6 +30,12 @@ pub struct Programs {
     pub extension: PathBuf,
 }
 
+/// Whether a test is to run in its long form: `QUIRE_LONG=1` says so of all that have one, `VARIABLE=long` of this one.
+pub fn is_long(variable: &str) -> bool {
+    let all = std::env::var_os("QUIRE_LONG").is_some_and(|value| !value.is_empty() && value != "0");
+    all || std::env::var_os(variable).is_some_and(|form| form == "long")
+}
+
 /// A step of a long test, which says how long it took.
 pub fn step(name: &str, body: impl FnOnce()) {
     let began = Instant::now();

@@ -154,10 +154,10 @@ pub(super) async fn backup(State(exchange): ExchangeState, params: Params) -> Re
         let up_to_date = Box::pin(async {
             let index = peers::ask_leader(&node, PeerRequest::Barrier, CATCH_UP).await.ok()?;
             node.wait_taken(index).await;
-            node.registry().find(&wanted.name)?.settled().await;
+            node.registry().find(&wanted.name).await.ok()??.settled().await;
             Some(())
         });
-        let known = node.registry().find(&wanted.name).is_some();
+        let known = node.registry().id_of(&wanted.name).is_some();
         let caught_up = tokio::time::timeout(CATCH_UP, up_to_date).await;
         if !matches!(caught_up, Ok(Some(()))) && known {
             let why = "this node can't tell whether it has everything that is committed: leader not found, or it \

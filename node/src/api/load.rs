@@ -131,7 +131,8 @@ async fn take(
     request: Request,
 ) -> Result<Value, Refused> {
     let node = &exchange.node;
-    let found = node.registry().find(name);
+    let found =
+        node.registry().find(name).await.map_err(|why| Refused(StatusCode::SERVICE_UNAVAILABLE, why))?;
     if params.flag("noreplace") && found.as_ref().is_some_and(|database| database.pages() > 1) {
         return Err(Refused(StatusCode::CONFLICT, format!("{name} exists and is not empty")));
     }

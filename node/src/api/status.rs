@@ -31,10 +31,8 @@ pub(super) async fn readyz(State(node): NodeState, params: Params) -> Response {
     }
     line("member", node.leadership().removed());
     line("store", (!node.is_ready()).then(|| "is reading the log again".to_owned()));
-    for database in node.registry().all().iter().map(|db| db.status()) {
-        if let Some(why) = database.fenced {
-            line(&format!("database {}", database.name), Some(why));
-        }
+    for (name, why) in node.registry().faults() {
+        line(&format!("database {name}"), Some(why));
     }
     if let Some(why) = node.disk_full() {
         line("disk", Some(why));
@@ -63,7 +61,7 @@ fn describe(node: &Arc<Node>) -> Value {
     let status = node.raft_status();
     let config = node.config();
     let (started, uptime) = node.started();
-    let databases: Vec<_> = node.registry().all().iter().map(|db| db.status()).collect();
+    let databases = node.registry().statuses();
     let main = databases.iter().find(|db| db.name == "main");
     let leader = status.leader.and_then(|id| Some((id, status.peers.get(&id)?.raft_addr.clone())));
     let nodes: Vec<Value> = status

@@ -170,6 +170,13 @@ pub struct Verification {
     pub scrubbed: Scrubbed,
 }
 
+impl Verification {
+    /// One of the checksum alone.
+    pub(super) fn new(index: u64, last_index: u64, checksum: DbChecksum, pages: u32) -> Verification {
+        Verification { index, last_index, checksum, pages, file: None, scrubbed: Scrubbed::No }
+    }
+}
+
 /// What a scrub for a verification came to.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Scrubbed {
@@ -327,6 +334,8 @@ pub struct DatabaseStatus {
     pub name: String,
     /// Page size in bytes.
     pub page_size: u32,
+    /// Whether this node has it open; one that nobody uses is closed.
+    pub open: bool,
     /// Size in pages.
     pub pages: u32,
     /// Last entry applied.
@@ -521,6 +530,7 @@ impl Database {
             id: self.id.0,
             name: self.name.clone(),
             page_size: self.page_size.get(),
+            open: true,
             pages: state.hashes.len(),
             index: state.rule.last(),
             durable_index: state.durable.position.index,
@@ -565,6 +575,11 @@ impl Database {
         error!(database = self.name, "fenced: {why}");
         state.fenced = Some(why);
         self.ask_repair();
+    }
+
+    /// Fences the database for a reason that was found outside it.
+    pub(super) fn fence_now(&self, why: &str) {
+        self.fence_for(&mut self.state(), why.to_owned());
     }
 
     pub(super) fn remember(&self, state: &mut State, record: Record) {

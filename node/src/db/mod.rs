@@ -2,7 +2,9 @@
 //!
 //! | module | what it is |
 //! |---|---|
-//! | [`registry`] | all databases of the node, by id and by name |
+//! | [`registry`] | all databases of the node, by id and by name; which of them are open |
+//! | `creation` | the files of a new one |
+//! | [`closed`] | what is left of one that nobody uses |
 //! | [`context`] | what they share |
 //! | [`database`] | one database: its state, and its queue of entries |
 //! | `open` | makes one of what a crash may have left |
@@ -25,7 +27,9 @@
 
 pub mod applier;
 pub mod checkpoint;
+pub mod closed;
 pub mod context;
+mod creation;
 pub mod database;
 pub mod dropping;
 pub mod ear;

@@ -28,13 +28,15 @@ use tokio::sync::watch;
 use tracing::{info, warn};
 
 impl Database {
-    /// Opens a database whose files exist: holds it, and makes of its WAL what [`recovery`] says.
+    /// Opens a database whose files exist: holds it, and makes of its WAL what [`recovery`] says. Of one that `was_closed`
+    /// in this life of the node it is known that it had none.
     pub fn open(
         context: Arc<Context>,
         path: &Path,
         id: DbId,
         name: &str,
         page_size: PageSize,
+        was_closed: bool,
     ) -> Result<Database, DbError> {
         let gate_lock = GateLock::open(path, true).map_err(DbError::io(path, "opening the gate file"))?;
         // SAFETY: the functions are those of the SQLite that is linked into this program.
@@ -49,6 +51,12 @@ impl Database {
         };
         let attached = holder.others_attached()?;
         let header = wal_index::recover_header(holder.region(0)?);
+        let frames = header.map_or(0, |header| header.max_frame.0);
+        if was_closed && attached && frames > 0 {
+            let why =
+                format!("a process without the quire VFS has written {frames} pages to its WAL; end it");
+            fenced = fenced.or(Some(why));
+        }
         let publications: Vec<_> = records.iter().map(|r| r.publication).collect();
         let plan = recovery::plan(attached, header.as_ref(), durable.position.index, &publications);
         let wal = Wal::open(path, page_size)?;
@@ -65,7 +73,7 @@ impl Database {
             let beside = durable.target > base && durable.target < index;
             durable.position.index == index || (durable.position.index <= base && !beside)
         });
-        let stager = Arc::new(Stager::new(path, context.runtime.clone(), context.unstaged.clone())?);
+        let stager = Arc::new(Stager::new(path, context.runtime.clone(), context.unstaged.clone()));
         let published = match plan {
             Plan::Rebuild => {
                 // A checkpoint was cut short: the file may hold pages of entries that are yet to come again, so

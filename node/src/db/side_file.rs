@@ -79,6 +79,11 @@ impl Stamp {
         let counter = head.get(24..28).and_then(|b| b.first_chunk()).map_or(0, |b| u32::from_be_bytes(*b));
         Ok(Stamp { size: metadata.len(), changed, counter })
     }
+
+    /// Whether the file looks the same, as far as that can be seen without opening it.
+    pub fn is_of(&self, path: &Path) -> bool {
+        Stamp::of(path, &[]).is_ok_and(|found| (found.size, found.changed) == (self.size, self.changed))
+    }
 }
 
 /// A publication as it is on record.
@@ -265,6 +270,18 @@ impl SideFile {
         Ok((SideFile { path, file, slot_sequence, ring_sequence }, contents))
     }
 
+    /// The newest durable slot, and the last entry whose publication is on record (0: none), without reading the hashes.
+    pub fn glance(database: &Path, id: DbId, page_size: PageSize) -> Result<(Durable, u64), DbError> {
+        let path = side_path(database);
+        let file = File::open(&path).map_err(DbError::io(&path, "opening it"))?;
+        let mut bytes = [0; HASHES_AT as usize];
+        let n = read_up_to(&file, &mut bytes, 0).map_err(DbError::io(&path, "reading it"))?;
+        VersionError::check("side file", &bytes[..n], MAGIC, VERSION).map_err(DbError::version(&path))?;
+        let fixed = decode_fixed(&bytes[..n], id, page_size);
+        let Fixed { durable, records, .. } = fixed.map_err(|error| DbError::Format { path, error })?;
+        Ok((durable, records.last().map_or(0, |(_, record)| record.publication.index)))
+    }
+
     /// Writes a durable slot and syncs the file, hashes written before included.
     pub fn set_durable(&mut self, durable: &Durable) -> Result<(), DbError> {
         let sequence = self.slot_sequence + 1;
@@ -321,12 +338,15 @@ fn read_up_to(file: &File, out: &mut [u8], at: u64) -> std::io::Result<usize> {
     Ok(n)
 }
 
-/// Reads a whole side file: sequence of the durable slot and of the newest record, and the contents.
-pub(crate) fn decode(
-    bytes: &[u8],
-    id: DbId,
-    page_size: PageSize,
-) -> Result<(u64, u64, Contents), FormatError> {
+/// What stands before the hashes.
+struct Fixed {
+    slot_sequence: u64,
+    durable: Durable,
+    /// Oldest first, each with its sequence.
+    records: Vec<(u64, Record)>,
+}
+
+fn decode_fixed(bytes: &[u8], id: DbId, page_size: PageSize) -> Result<Fixed, FormatError> {
     let err = |offset: u64, reason: String| FormatError { what: "side file", offset, reason };
     let (found_id, found_size) = decode_header(bytes)?;
     if (found_id, found_size) != (id, page_size) {
@@ -341,6 +361,17 @@ pub(crate) fn decode(
         .filter_map(|n| decode_record(bytes.get((RING_AT + n * RING_STRIDE) as usize..)?))
         .collect();
     records.sort_by_key(|(sequence, _)| *sequence);
+    Ok(Fixed { slot_sequence, durable, records })
+}
+
+/// Reads a whole side file: sequence of the durable slot and of the newest record, and the contents.
+pub(crate) fn decode(
+    bytes: &[u8],
+    id: DbId,
+    page_size: PageSize,
+) -> Result<(u64, u64, Contents), FormatError> {
+    let err = |offset: u64, reason: String| FormatError { what: "side file", offset, reason };
+    let Fixed { slot_sequence, durable, records } = decode_fixed(bytes, id, page_size)?;
     let ring_sequence = records.last().map_or(0, |(sequence, _)| *sequence);
     let end = (HASHES_AT + 8 * u64::from(durable.pages)) as usize;
     let array = bytes.get(HASHES_AT as usize..end);
@@ -391,6 +422,8 @@ mod tests {
         file.set_durable(&durable(20, &grown)).unwrap();
         drop(file);
 
+        assert_eq!(SideFile::glance(&db, id, size).unwrap(), (durable(20, &grown), 29));
+        assert!(SideFile::glance(&db, DbId(8), size).is_err());
         let (mut file, contents) = SideFile::open(&db, id, size).unwrap();
         assert_eq!(contents.durable, durable(20, &grown));
         assert_eq!(contents.hashes.as_slice(), grown.as_slice());

@@ -57,14 +57,11 @@ impl Database {
                 state.large.conclude(id);
             }
             Work::Verify { index, files, scrub } => {
-                let mut found = Verification {
-                    index,
-                    last_index: state.rule.last(),
-                    checksum: state.hashes.checksum(),
-                    pages: state.hashes.len(),
-                    file: None,
-                    scrubbed: if scrub { Scrubbed::Underway } else { Scrubbed::No },
-                };
+                let (last, pages) = (state.rule.last(), state.hashes.len());
+                let mut found = Verification::new(index, last, state.hashes.checksum(), pages);
+                if scrub {
+                    found.scrubbed = Scrubbed::Underway;
+                }
                 if files {
                     drop(state);
                     found.file = Some(self.hash_file(index).map_err(|error| error.to_string()));

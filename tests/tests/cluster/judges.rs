@@ -72,7 +72,7 @@ fn they_judge_as_on_plain_files() {
         Ok(judges) => judges,
         Err(why) => return skip(&format!("SQLite's judges: {why}")),
     };
-    let is_long = std::env::var_os("QUIRE_JUDGES").is_some_and(|form| form == "long");
+    let is_long = quire_tests::is_long("QUIRE_JUDGES");
     // Test sets, each with its size; that of rtree grows with the square.
     let (testsets, repeat): (&[(&str, &str)], _) = if is_long {
         (&[("main", "100"), ("cte", "100"), ("fp", "100"), ("orm", "100"), ("rtree", "10")], "5")

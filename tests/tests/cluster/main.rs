@@ -13,6 +13,7 @@ mod hosts;
 mod http;
 mod judges;
 mod large;
+mod many;
 mod membership;
 mod reads;
 mod recover;

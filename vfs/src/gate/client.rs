@@ -4,6 +4,7 @@
 //! SIGPIPE in the app. A connection that broke, timed out or came along through a `fork(2)` is dropped and
 //! made anew at the next need; a commit whose connection broke is resolved over the new one.
 
+use super::fork::Private;
 use super::lock::GateLock;
 use super::proto::{
     self, Hello, NodeStatus, Outcome, ReadGoal, Refusal, RefusalCode, Request, Response, WalTarget,
@@ -15,7 +16,7 @@ use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::socket::{AddressFamily, MsgFlags, SockFlag, SockType, UnixAddr, connect, recv, send, socket};
 use std::io;
-use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::thread::sleep;
@@ -83,7 +84,7 @@ fn unconnected(path: &Path, error: &io::Error) -> String {
 /// A connected socket with deadlines.
 #[derive(Debug)]
 struct Wire {
-    fd: OwnedFd,
+    fd: Private,
 }
 
 fn timed_out() -> io::Error {
@@ -95,8 +96,8 @@ impl Wire {
         let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
         let address = UnixAddr::new(path)?;
         loop {
-            let fd = socket(AddressFamily::Unix, SockType::Stream, flags, None)?;
-            match connect(fd.as_raw_fd(), &address) {
+            let fd = Private::new(|| Ok(socket(AddressFamily::Unix, SockType::Stream, flags, None)?))?;
+            match connect(fd.as_fd().as_raw_fd(), &address) {
                 Ok(()) => return Ok(Wire { fd }),
                 // EAGAIN: the queue of connections is full, as before a stopped process.
                 Err(Errno::EAGAIN | Errno::EINTR) if Instant::now() < deadline => sleep(RETRY_PAUSE),
@@ -122,7 +123,7 @@ impl Wire {
 
     fn send(&self, mut bytes: &[u8], deadline: Instant) -> io::Result<()> {
         while !bytes.is_empty() {
-            match send(self.fd.as_raw_fd(), bytes, MsgFlags::MSG_NOSIGNAL) {
+            match send(self.fd.as_fd().as_raw_fd(), bytes, MsgFlags::MSG_NOSIGNAL) {
                 Ok(n) => bytes = &bytes[n..],
                 Err(Errno::EINTR) => {}
                 Err(Errno::EAGAIN) => self.wait(PollFlags::POLLOUT, deadline)?,
@@ -134,7 +135,7 @@ impl Wire {
 
     fn recv(&self, mut bytes: &mut [u8], deadline: Instant) -> io::Result<()> {
         while !bytes.is_empty() {
-            match recv(self.fd.as_raw_fd(), bytes, MsgFlags::empty()) {
+            match recv(self.fd.as_fd().as_raw_fd(), bytes, MsgFlags::empty()) {
                 Ok(0) => {
                     return Err(io::Error::new(
                         io::ErrorKind::UnexpectedEof,
@@ -181,7 +182,7 @@ impl SocketGate {
     fn wire(&mut self, deadline: Instant) -> Result<&Wire, ClientError> {
         let pid = std::process::id();
         if pid != self.pid {
-            // Closing our copies neither unlocks nor disconnects the parent.
+            // They are of no use here (`super::fork`).
             self.wire = None;
             self.lock = None;
             self.pid = pid;
