@@ -93,7 +93,7 @@ impl World {
 }
 
 fn rows(connection: &Connection) -> Rows {
-    let mut statement = connection.prepare_cached("SELECT k, v FROM t").expect("there is the table");
+    let mut statement = connection.prepare("SELECT k, v FROM t").expect("there is the table");
     let found = statement.query_map([], |row| Ok((row.get(0)?, row.get(1)?))).expect("SQLite reads it");
     found.collect::<Result<_, _>>().expect("SQLite reads it")
 }

@@ -193,7 +193,6 @@ fn judge(action: &AuthAction<'_>, refused: &Mutex<Option<String>>) -> Authorizat
 #[cfg(test)]
 mod tests {
     use super::*;
-    use proptest::prelude::*;
     use std::time::Duration;
 
     fn run(connection: &mut Connection, script: &[u8]) -> Result<(), ScriptError> {
@@ -231,25 +230,6 @@ mod tests {
             assert_eq!(split(&twice), [statement.trim(), statement.trim()], "{statement}");
         }
         assert_eq!(split("SELECT 1; SELECT 2"), ["SELECT 1;", "SELECT 2"]);
-    }
-
-    proptest! {
-        /// Whatever SQLite takes for complete, this takes for complete, and the other way round.
-        #[test]
-        fn as_sqlite3_complete(parts in proptest::collection::vec(proptest::sample::select(vec![
-            "CREATE ", "TRIGGER ", "END", ";", " ", "TEMP ", "EXPLAIN ", "'a;'", "\"", "--", "\n", "/*", "*/", "x", "-",
-            "/", "1", "$",
-        ]), 0..14))
-        {
-            let sql = parts.concat();
-            let c = std::ffi::CString::new(sql.clone()).unwrap();
-            // SAFETY: `sqlite3_complete` reads a C string.
-            let complete = unsafe { rusqlite::ffi::sqlite3_complete(c.as_ptr()) } != 0;
-            let mut splitter = Splitter::default();
-            let ended = sql.bytes().filter(|byte| splitter.take(*byte)).count() > 0;
-            let ours = ended && splitter.seen == Seen::Nothing && splitter.lex == Lex::Plain;
-            prop_assert_eq!(ours, complete, "{:?}", sql);
-        }
     }
 
     #[test]
