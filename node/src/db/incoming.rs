@@ -125,7 +125,8 @@ impl Staging {
         VersionError::check("incoming state", &header, MAGIC, VERSION).map_err(DbError::version(&path))?;
         let seal = whole.then(|| decode_header(&header, id, page_size)).flatten();
         if seal != Some(0) {
-            let keep = seal.unwrap_or(0);
+            let len = file.metadata().map_err(io("looking at it"))?.len();
+            let keep = seal.unwrap_or(0).min(len);
             file.set_len(keep).map_err(io("truncating it"))?;
             file.write_all_at(&encode_header(id, page_size, 0), 0).map_err(io("writing it"))?;
         }
@@ -422,6 +423,21 @@ mod tests {
             prop_assert!(Incoming::find(&db, DbId(8), size()).unwrap().is_none(), "another database's");
             found.remove().unwrap();
             prop_assert!(Incoming::find(&db, ID, size()).unwrap().is_none());
+        }
+    }
+
+    /// Found by fuzzing: no transfer could begin any more, as the file can't be made that long.
+    #[test]
+    fn a_seal_beyond_the_file_does_not_keep_a_transfer_from_beginning() {
+        let dir = tempfile::tempdir().unwrap();
+        let db = dir.path().join("a.db");
+        for seal in [65, 1 << 40, u64::MAX] {
+            std::fs::write(incoming_path(&db), encode_header(ID, size(), seal)).unwrap();
+            let mut staging = Staging::open(&db, ID, size()).unwrap();
+            assert!(staging.is_empty());
+            staging.stage(PageNo(1), &image(1, 1)).unwrap();
+            drop(staging);
+            assert_eq!(Staging::open(&db, ID, size()).unwrap().len(), 1);
         }
     }
 
