@@ -76,7 +76,7 @@ mod forward_message;
 pub mod manifest;
 #[path = "../../node/src/name.rs"]
 pub mod name;
-#[path = "../../node/src/script/splitter.rs"]
+#[path = "../../node/src/splitter.rs"]
 mod script_splitter;
 pub mod sql;
 #[path = "../../node/src/transfer/frames.rs"]

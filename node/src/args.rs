@@ -38,6 +38,17 @@ pub enum Command {
     Verify(VerifyArgs),
     /// Create, drop, list, import or export databases.
     Db(DbArgs),
+    /// Type SQL, at a prompt or in a pipe, on any node.
+    #[command(
+        long_about = "Type SQL, at a prompt or in a pipe, on a node of Quire or any server with rqlite's API. At a prompt \
+        there are history, completion (Tab), statements of several lines, and commands that begin with a dot: .help \
+        lists them. BEGIN opens a transaction, which COMMIT ends. When a node dies, the shell goes on at another. Without \
+        a terminal it reads statements from standard input, prints results without headings, columns separated by '|', \
+        and fails if any statement did.",
+        after_help = "Examples:\n  quire shell 10.0.0.1:4001\n  quire shell 10.0.0.1:4001,10.0.0.2:4001 --db shop\n  \
+        quire shell 10.0.0.1:4001 'SELECT count(*) FROM orders'\n  quire shell --csv --headers <report.sql >report.csv"
+    )]
+    Shell(Box<ShellArgs>),
     /// Take a backup of a database, or of all, while everything goes on.
     #[command(
         long_about = "Take a backup of a database, or with --all of each, from any node, while everything goes \
@@ -161,6 +172,9 @@ pub struct NodeArgs {
     /// Checkpoint a database when its WAL holds this much [default: 16].
     #[arg(long, env = "QUIRE_CHECKPOINT_MIB", value_name = "MIB")]
     pub checkpoint_mib: Option<u64>,
+    /// Entries of a database that wait while an app on this node stands still, in MiB. For tests.
+    #[arg(long, env = "QUIRE_QUEUE_MIB", value_name = "MIB", hide = true)]
+    pub queue_mib: Option<usize>,
     /// Keep so many databases open at most, not counting those that are in use [default: 256].
     #[arg(long, env = "QUIRE_MAX_OPEN_DATABASES", value_name = "N")]
     pub max_open_databases: Option<usize>,
@@ -173,6 +187,9 @@ pub struct NodeArgs {
     /// Look for damaged pages in the background at this rate, in MiB per second; 0: never [default: 4].
     #[arg(long, env = "QUIRE_SCRUB_RATE_MIB", value_name = "MIB")]
     pub scrub_rate_mib: Option<u64>,
+    /// Pause between two such looks at all of a database, in seconds [default: 3600].
+    #[arg(long, env = "QUIRE_SCRUB_PAUSE_S", value_name = "S")]
+    pub scrub_pause_s: Option<u32>,
     /// Threads that serve HTTP [default: half as many as the machine has processors].
     #[arg(long, env = "QUIRE_HTTP_THREADS", value_name = "N")]
     pub http_threads: Option<usize>,
@@ -217,10 +234,12 @@ impl NodeArgs {
             election_timeout_ms: self.election_timeout_ms.or(file.election_timeout_ms),
             log_segment_mib: self.log_segment_mib.or(file.log_segment_mib),
             checkpoint_mib: self.checkpoint_mib.or(file.checkpoint_mib),
+            queue_mib: self.queue_mib.or(file.queue_mib),
             max_open_databases: self.max_open_databases.or(file.max_open_databases),
             idle_timeout_ms: self.idle_timeout_ms.or(file.idle_timeout_ms),
             log_retain_mib: self.log_retain_mib.or(file.log_retain_mib),
             scrub_rate_mib: self.scrub_rate_mib.or(file.scrub_rate_mib),
+            scrub_pause_s: self.scrub_pause_s.or(file.scrub_pause_s),
             http_threads: self.http_threads.or(file.http_threads),
             auth: self.auth.or(file.auth),
             http_cert: self.http_cert.or(file.http_cert),
@@ -246,6 +265,58 @@ pub struct ClientArgs {
     /// Print JSON.
     #[arg(long)]
     pub json: bool,
+}
+
+/// Flags of `quire shell`.
+#[derive(Clone, Debug, Args)]
+pub struct ShellArgs {
+    /// HTTP address of a node, or of several, separated by commas; https://HOST:PORT if they speak HTTPS.
+    #[arg(value_name = "ADDRESS")]
+    pub address: Option<String>,
+    /// Run these statements or dot commands, and end. Without ADDRESS, what has a space in it or begins with a dot.
+    #[arg(value_name = "SQL")]
+    pub sql: Vec<String>,
+    /// As ADDRESS.
+    #[arg(
+        long,
+        visible_alias = "http-addr",
+        env = "QUIRE_HTTP_ADDR",
+        default_value = "127.0.0.1:4001",
+        value_name = "URL"
+    )]
+    pub node: String,
+    /// The database.
+    #[arg(long, default_value = "main", value_name = "NAME")]
+    pub db: String,
+    /// Who asks, if the node lets only its users ask. Without a password, that of QUIRE_PASSWORD, or else it is asked
+    /// for.
+    #[arg(long, env = "QUIRE_USER", value_name = "NAME[:PASSWORD]", hide_env_values = true)]
+    pub user: Option<String>,
+    /// The CA that vouches for the node's HTTPS, in PEM.
+    #[arg(long, env = "QUIRE_CACERT", value_name = "FILE")]
+    pub cacert: Option<PathBuf>,
+    /// How results look: list, csv, tabs, json, line, column, table, box, markdown, insert or quote [default: table at a
+    /// terminal, else list].
+    #[arg(long, value_name = "MODE")]
+    pub mode: Option<String>,
+    /// As --mode csv.
+    #[arg(long, conflicts_with_all = ["mode", "json"])]
+    pub csv: bool,
+    /// As --mode json.
+    #[arg(long, conflicts_with = "mode")]
+    pub json: bool,
+    /// Print headings also in modes that have none by default.
+    #[arg(long)]
+    pub headers: bool,
+    /// What stands for NULL.
+    #[arg(long, value_name = "TEXT")]
+    pub nullvalue: Option<String>,
+    /// How new reads are: none, weak, linearizable, strong or auto [default: weak].
+    #[arg(long, value_name = "LEVEL")]
+    pub level: Option<String>,
+    /// End at the first error.
+    #[arg(long)]
+    pub bail: bool,
 }
 
 /// Flags of `quire remove`.
@@ -513,6 +584,31 @@ pub struct BenchArgs {
 pub enum BenchWhat {
     /// Measure one-row inserts over HTTP, on any server with rqlite's API.
     Http(BenchHttpArgs),
+    /// Measure writers on a leader and on a follower, both in turn, and of several databases.
+    Writers(BenchWritersArgs),
+}
+
+/// Flags of `quire bench writers`.
+#[derive(Clone, Debug, Args)]
+pub struct BenchWritersArgs {
+    /// Number of nodes.
+    #[arg(long, default_value_t = 3, value_name = "N", value_parser = clap::value_parser!(u32).range(2..=9))]
+    pub nodes: u32,
+    /// Databases that are written at the same time.
+    #[arg(long, default_value_t = 8, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=256))]
+    pub databases: u32,
+    /// Seconds per measurement, of which there are five in a turn.
+    #[arg(long, default_value_t = 2, value_name = "S", value_parser = clap::value_parser!(u64).range(1..))]
+    pub seconds: u64,
+    /// Turns.
+    #[arg(long, default_value_t = 3, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
+    pub turns: u32,
+    /// The loadable extension [default: beside this program].
+    #[arg(long, env = "QUIRE_EXTENSION", value_name = "FILE")]
+    pub extension: Option<PathBuf>,
+    /// Print JSON.
+    #[arg(long)]
+    pub json: bool,
 }
 
 /// Flags of `quire bench http`.

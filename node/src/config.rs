@@ -44,6 +44,8 @@ pub struct Config {
     pub limits: Limits,
     /// A WAL with so many bytes of pages is checkpointed.
     pub checkpoint_bytes: u64,
+    /// Bytes of entries that wait in each database while an app keeps this node from applying them.
+    pub queue_bytes: usize,
     /// How many databases are kept open that nobody uses, and for how long.
     pub keep: Keep,
     /// Bytes of log that a purge leaves.
@@ -52,6 +54,8 @@ pub struct Config {
     pub lease_timeout: Duration,
     /// Bytes that are scrubbed in a second; 0: none.
     pub scrub_bytes_per_second: u64,
+    /// Pause between two scrubs of all of a database.
+    pub scrub_pause: Duration,
     /// Threads that serve HTTP.
     pub http_threads: usize,
     /// Who may use HTTP.
@@ -217,10 +221,12 @@ impl Config {
             segment_bytes: segment_mib << 20,
             limits: Limits { commit_deadline, max_transaction, part_bytes: part_kib << 10 },
             checkpoint_bytes: checkpoint_mib << 20,
+            queue_bytes: args.queue_mib.unwrap_or(64).clamp(1, 4096) << 20,
             keep: Keep { most, idle: Duration::from_millis(idle) },
             lease_timeout: Duration::from_millis(lease_timeout),
             log_retain_bytes: log_retain_mib << 20,
             scrub_bytes_per_second: scrub_rate_mib << 20,
+            scrub_pause: Duration::from_secs(args.scrub_pause_s.unwrap_or(3600).into()),
             http_threads,
             auth: args.auth,
             https,

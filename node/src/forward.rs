@@ -15,6 +15,7 @@
 
 pub(crate) mod message;
 
+use crate::clock;
 use crate::command::{Command, DbId};
 use crate::core::lease::{SessionId, Who};
 use crate::db::database::{Database, Work};
@@ -87,10 +88,12 @@ async fn answer(node: &Arc<Node>, from: NodeId, request: Request) -> Answer {
     match request {
         Request::Acquire { session, ticket, life, wait_ms, attempts, .. } => {
             if let Some(why) = node.disk_full() {
-                return Answer::Refused(Refusal::new(RefusalCode::Full, why));
+                // It hands over, if anybody can lead; who waits for that a moment finds another leader.
+                let why = format!("the disk of the leader, node {}, is full: {why}", node.id());
+                return Answer::Refused(Refusal::new(RefusalCode::Unavailable, why));
             }
-            node.raft().hurry(from);
-            let deadline = Instant::now() + Duration::from_millis(wait_ms.into()).min(MAX_WAIT);
+            node.consensus().hurry(from);
+            let deadline = clock::now() + Duration::from_millis(wait_ms.into()).min(MAX_WAIT);
             let mut lease = database.lease(Who { node: from, session }, (ticket, attempts), life, deadline);
             let answer = loop {
                 match tokio::time::timeout_at(deadline.into(), &mut lease).await {
@@ -100,11 +103,11 @@ async fn answer(node: &Arc<Node>, from: NodeId, request: Request) -> Answer {
                     Err(_) => database.expire(),
                 }
             };
-            node.raft().hurry(from);
+            node.consensus().hurry(from);
             answer
         }
         Request::Propose { token, command, .. } => {
-            node.raft().hurry(from);
+            node.consensus().hurry(from);
             let bid = Bid::of(&command).and_then(|bid| {
                 let is_it = bid.database == database.id;
                 if is_it { Ok(bid) } else { Err("it is of another database".into()) }
@@ -115,7 +118,7 @@ async fn answer(node: &Arc<Node>, from: NodeId, request: Request) -> Answer {
                     // Not to be cut off halfway.
                     let (node, command) = (node.clone(), command);
                     let proposing =
-                        tokio::spawn(async move { propose_here(&node, &database, id, command).await });
+                        node.clone().spawn(async move { propose_here(&node, &database, id, command).await });
                     match proposing.await {
                         Ok(Fate::Decided) => Answer::Done(0),
                         Ok(Fate::NotProposed(why)) => Answer::refused(why),
@@ -154,13 +157,13 @@ pub enum Fate {
 /// Proposes an entry that the lessor, this node, has let through.
 async fn propose_here(node: &Arc<Node>, database: &Arc<Database>, id: TxnId, command: Bytes) -> Fate {
     let flight = database.flight(id);
-    match node.raft().propose(command).await {
+    match node.consensus().propose(command).await {
         Ok(_) => Fate::Decided,
         Err(ProposeError::Unknown { reason, .. }) => {
             if let Some(flight) = flight {
                 database.is_sent(flight);
                 // Until it is certain, no lease is granted.
-                tokio::spawn(land(node.clone(), database.clone(), flight));
+                node.spawn(land(node.clone(), database.clone(), flight));
             }
             Fate::Unknown(reason)
         }
@@ -189,7 +192,7 @@ async fn land(node: Arc<Node>, database: Arc<Database>, flight: u64) {
 
 /// Appends an entry behind everything that Raft has.
 async fn barrier(node: &Node) -> Answer {
-    match timeout(SETTLE, node.raft().propose(Command::Barrier { nonce: nonce() }.encode())).await {
+    match timeout(SETTLE, node.consensus().propose(Command::Barrier { nonce: nonce() }.encode())).await {
         Ok(Ok(position)) => Answer::Done(position.index),
         Ok(Err(ProposeError::NotLeader { .. })) => Answer::NotLeader,
         Ok(Err(error)) => Answer::refused(error.to_string()),
@@ -210,7 +213,7 @@ pub async fn propose(
     }
     let request = Request::Propose { database: database.id, token: route.token, command: Bytes::new() };
     let parts = vec![request.encode(), command];
-    match node.raft().request_parts(route.lessor, parts, PROPOSE).await {
+    match node.consensus().request(route.lessor, parts, PROPOSE).await {
         Ok(bytes) => match Answer::decode(&bytes) {
             Some(Answer::Done(_)) => Fate::Decided,
             Some(Answer::Refused(refusal)) => Fate::NotProposed(refusal.message),
@@ -239,9 +242,9 @@ pub async fn acquire(
     };
     // In vain: then its time is over, and it is told so.
     let Ok(Some(_places)) = tokio::time::timeout_at(deadline.into(), places).await else { return };
-    let mut status = node.raft().watch();
+    let mut status = node.consensus().watch();
     let life = node.life();
-    while Instant::now() < deadline {
+    while clock::now() < deadline {
         status.mark_unchanged();
         let refusal = match database.ask_here(session, ticket) {
             Asked::Over => return,
@@ -260,11 +263,11 @@ pub async fn acquire(
             let _ = timeout(PAUSE, status.changed()).await;
             continue;
         };
-        let wait = deadline.saturating_duration_since(Instant::now());
+        let wait = deadline.saturating_duration_since(clock::now());
         let (database_id, wait_ms) = (database.id, wait.as_millis().min(u32::MAX.into()) as u32);
         let request = Request::Acquire { database: database_id, session, ticket, life, wait_ms, attempts };
         database.is_asking(session, ticket);
-        let asked = node.raft().request(leader, request.encode(), wait + SLACK);
+        let asked = node.consensus().request(leader, vec![request.encode()], wait + SLACK);
         let deposed = async { status.wait_for(|status| status.term > now.term).await.map(drop) };
         let why = tokio::select! {
             biased;
@@ -280,7 +283,7 @@ pub async fn acquire(
         };
         debug!(database = database.name, session, leader, "no lease yet: {why}");
         database.has_not(session, ticket, why);
-        tokio::time::sleep(PAUSE.min(deadline.saturating_duration_since(Instant::now()))).await;
+        tokio::time::sleep(PAUSE.min(deadline.saturating_duration_since(clock::now()))).await;
     }
     database.expire();
 }
@@ -294,7 +297,7 @@ pub async fn release(node: Arc<Node>, lessor: NodeId, database: DbId, token: u64
     const ATTEMPTS: u32 = 3;
     let request = Request::Release { database, token, linger }.encode();
     for _ in 0..ATTEMPTS {
-        match node.raft().request(lessor, request.clone(), PROMPT).await {
+        match node.consensus().request(lessor, vec![request.clone()], PROMPT).await {
             Ok(_) => return,
             Err(error) => debug!(%database, lessor, "a lease was not given back: {error}"),
         }
@@ -324,7 +327,7 @@ async fn settle(node: &Arc<Node>, database: &Arc<Database>, token: u64, id: TxnI
         Some(leader) if leader == node.id() => settle_here(node, database, (leader, life, token), id).await,
         Some(leader) => {
             let request = Request::Settle { database: database.id, token, life, id }.encode();
-            let answered = node.raft().request(leader, request, 2 * SETTLE + SLACK).await;
+            let answered = node.consensus().request(leader, vec![request], 2 * SETTLE + SLACK).await;
             let bytes = answered.map_err(|error| format!("leader (node {leader}): {error}"))?;
             Answer::decode(&bytes).ok_or("the leader's answer makes no sense")?
         }
@@ -351,8 +354,8 @@ pub async fn conclude(node: &Arc<Node>, database: &Arc<Database>, id: TxnId, tok
                 return database.enqueue(Work::Conclude(id));
             }
             // Not given up when the app is: while it is pending, the database grants no lease.
-            Err(why) if complained.is_none_or(|at| at.elapsed() > Duration::from_secs(5)) => {
-                complained = Some(Instant::now());
+            Err(why) if complained.is_none_or(|at| clock::since(at) > Duration::from_secs(5)) => {
+                complained = Some(clock::now());
                 warn!(database = database.name, transaction = %id, "can't be resolved yet: {why}");
             }
             Err(_) => {}

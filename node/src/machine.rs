@@ -13,7 +13,7 @@ use crate::command::{Command, DbId};
 use crate::db::DbError;
 use crate::db::closed::Entry;
 use crate::db::context::Context;
-use crate::db::database::Database;
+use crate::db::database::{Database, Progress};
 use crate::db::install::InstallError;
 use crate::db::registry::Registry;
 use crate::manifest::{Dropped, Manifest, ManifestError};
@@ -171,6 +171,12 @@ impl Machine {
 
     fn fetched(&self) -> MutexGuard<'_, Vec<(Arc<Database>, NodeId, Received)>> {
         self.fetched.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// New databases that are on their way to this node, and how far their state has come.
+    pub fn arriving(&self) -> Vec<(String, Progress)> {
+        let prepared = self.prepared();
+        prepared.values().filter_map(|db| Some((db.name.clone(), db.status().transfer?))).collect()
     }
 
     /// The index of the last entry that was taken, as it moves.
@@ -442,10 +448,12 @@ mod tests {
             checkpoints: mpsc::unbounded_channel().0,
             repairs: mpsc::unbounded_channel().0,
             checkpoint_bytes: 1 << 20,
+            queue_bytes: 1 << 20,
             unstaged: watch::Sender::default(),
             flushed: OnceLock::new(),
             lease_timeout: Duration::from_secs(10),
             node: OnceLock::new(),
+            sim: Default::default(),
         });
         let keep = Keep { most: 16, idle: Duration::from_secs(60) };
         let registry = Arc::new(Registry::new(&dir.join("db"), context.clone(), keep).unwrap());

@@ -184,13 +184,18 @@ impl Manifest {
 
     /// Replaces the manifest, durably.
     pub fn store(&self, path: &Path) -> io::Result<()> {
-        let new = path.with_extension("new");
-        let mut file = File::create(&new)?;
-        file.write_all(&self.encode())?;
-        file.sync_all()?;
-        std::fs::rename(&new, path)?;
-        sync_dir(path)
+        replace_file(path, &self.encode())
     }
+}
+
+/// Gives a file this content, durably: whatever happens meanwhile, it has the old one or the new one.
+pub fn replace_file(path: &Path, content: &[u8]) -> io::Result<()> {
+    let new = path.with_extension("new");
+    let mut file = File::create(&new)?;
+    file.write_all(content)?;
+    file.sync_all()?;
+    std::fs::rename(&new, path)?;
+    sync_dir(path)
 }
 
 /// Makes a directory entry durable.
@@ -201,6 +206,22 @@ pub fn sync_dir(file: &Path) -> io::Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// A node that met a full disk at its first start must be able to start later.
+    #[test]
+    fn a_file_that_can_not_be_replaced_is_not_left_half_written() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("identity");
+        let in_the_way = dir.path().join("identity.new");
+        std::fs::create_dir(&in_the_way).unwrap();
+        assert!(replace_file(&path, b"new").is_err());
+        assert!(!path.exists());
+        std::fs::remove_dir(&in_the_way).unwrap();
+        replace_file(&path, b"old").unwrap();
+        replace_file(&path, b"new").unwrap();
+        assert_eq!(std::fs::read(&path).unwrap(), b"new");
+        assert!(!in_the_way.exists());
+    }
 
     #[test]
     fn round_trip_and_every_flipped_byte_refused() {

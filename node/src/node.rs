@@ -13,11 +13,13 @@
 use crate::access::{Access, AccessError};
 use crate::command::DbId;
 use crate::config::{Config, Limits};
+use crate::consensus::Consensus;
 use crate::db::context::{Context, first_token};
 use crate::db::database::Database;
 use crate::db::registry::Registry;
 use crate::db::{DbError, sql};
 use crate::forward;
+use crate::full_disk;
 use crate::gate::reads::Confirmations;
 use crate::gate::server::SocketError;
 use crate::leadership::Leadership;
@@ -47,6 +49,8 @@ const CHECKPOINT_INTERVAL: Duration = Duration::from_secs(60);
 const CLOSE_INTERVAL: Duration = Duration::from_secs(5);
 /// How often the log is looked at.
 const LOG_INTERVAL: Duration = Duration::from_secs(2);
+/// How long a node that is told to stop waits for checkpoints that are under way.
+const CHECKPOINT_AT_STOP: Duration = Duration::from_secs(10);
 /// How long a node that is told to stop may take to purge its log.
 const PURGE_AT_STOP: Duration = Duration::from_secs(5);
 /// When a restart would have to read more log than this, in bytes, all that changed is checkpointed at once.
@@ -128,6 +132,7 @@ pub struct Node {
     registry: Arc<Registry>,
     machine: Arc<Machine>,
     raft: OnceLock<Raft>,
+    consensus: Arc<dyn Consensus>,
     sql: OnceLock<Arc<crate::sql::service::Service>>,
     confirmations: Confirmations,
     /// Everything that the log held at the start has been applied.
@@ -217,6 +222,19 @@ impl Node {
         self.raft.get().expect("raft has been started")
     }
 
+    /// Raft, as far as leases and commits go.
+    pub(crate) fn consensus(&self) -> &dyn Consensus {
+        &*self.consensus
+    }
+
+    /// Starts a task of this node.
+    pub(crate) fn spawn<T: Send + 'static>(
+        &self,
+        task: impl Future<Output = T> + Send + 'static,
+    ) -> tokio::task::JoinHandle<T> {
+        self.context.spawn(task)
+    }
+
     /// SQL for clients of the HTTP API, once it has started.
     pub fn sql(&self) -> Option<&Arc<crate::sql::service::Service>> {
         self.sql.get()
@@ -229,18 +247,19 @@ impl Node {
 
     /// Raft's status.
     pub fn raft_status(&self) -> RaftStatus {
-        self.raft().status()
+        self.consensus.status()
     }
 
     /// Why nothing more can be written, if the disk is full.
     pub fn disk_full(&self) -> Option<String> {
-        self.raft().disk_full()
+        self.consensus.disk_full()
     }
 
     /// Starts a node: locks and checks the directory, opens the databases, starts Raft. It isn't part of a
     /// cluster yet; see [`Node::enter_cluster`].
     pub async fn start(config: Config) -> Result<Arc<Node>, NodeError> {
         let dir = config.data_dir.clone();
+        crate::limits::open_files();
         let io = |path: &Path| {
             let path = path.to_owned();
             move |error| NodeError::Io { path, error }
@@ -263,10 +282,13 @@ impl Node {
             checkpoints,
             repairs,
             checkpoint_bytes: config.checkpoint_bytes,
+            queue_bytes: config.queue_bytes,
             unstaged: watch::Sender::default(),
             flushed: OnceLock::new(),
             lease_timeout: config.lease_timeout,
             node: OnceLock::new(),
+            #[cfg(test)]
+            sim: Default::default(),
         });
         let registry = Arc::new(Registry::new(&dir.join("db"), context.clone(), config.keep)?);
         // What a --socket-group of before could do in it, it may until the mode is set again.
@@ -297,6 +319,7 @@ impl Node {
             context,
             registry,
             machine,
+            consensus: Arc::new(raft.clone()),
             raft: OnceLock::from(raft),
             sql: OnceLock::new(),
             confirmations: Confirmations::default(),
@@ -320,6 +343,7 @@ impl Node {
         tokio::spawn(checkpointer(node.clone(), asked));
         tokio::spawn(close_idle(node.clone()));
         tokio::spawn(follow_leadership(node.clone()));
+        tokio::spawn(full_disk::watch(node.clone()));
         tokio::spawn(become_ready(node.clone()));
         Ok(node)
     }
@@ -461,7 +485,10 @@ impl Node {
         let _ = std::fs::remove_file(self.socket_path());
         let node = self.clone();
         let _ = tokio::task::spawn_blocking(move || {
+            let deadline = Instant::now() + CHECKPOINT_AT_STOP;
             for database in node.registry.open_ones() {
+                // One that is under way would be cut short, and keep this one from being made.
+                database.await_checkpoint(deadline);
                 checkpoint(&database);
             }
             node.store_manifest();
@@ -470,6 +497,29 @@ impl Node {
         // What the next start needn't read.
         let _ = tokio::time::timeout(PURGE_AT_STOP, self.purge_log()).await;
         self.raft().shutdown().await;
+    }
+
+    /// Checkpoints all databases and purges the log as far as they have made it dispensable, but for the last
+    /// `trailing` entries of that. False if there is nothing to purge.
+    pub async fn snapshot(self: &Arc<Self>, trailing: u64) -> Result<bool, String> {
+        let node = self.clone();
+        let work = tokio::task::spawn_blocking(move || {
+            let held_up: Vec<_> =
+                node.registry.open_ones().into_iter().filter(|database| !checkpoint(database)).collect();
+            node.store_manifest();
+            held_up.first().map(|database| database.name.clone())
+        });
+        let held_up = work.await.map_err(|_| "the checkpoint failed; the node's log says why".to_owned())?;
+        if let Some(name) = held_up {
+            return Err(format!("{name} can't be checkpointed now: a reader is in the way; try again"));
+        }
+        let durable = self.machine.durable().map_or(0, |position| position.index);
+        let upto = durable.saturating_sub(trailing);
+        if upto <= self.raft_status().purged_index.unwrap_or(0) {
+            return Ok(false);
+        }
+        self.raft().purge(upto).await.map_err(|why| why.to_string())?;
+        Ok(true)
     }
 
     fn store_manifest(&self) {
@@ -499,7 +549,10 @@ async fn checkpointer(node: Arc<Node>, mut asked: mpsc::UnboundedReceiver<crate:
             },
             _ = tick.tick() => node.registry.open_ones(),
             _ = look.tick() => {
-                node.registry.open_ones().iter().for_each(|database| database.watch_readers());
+                for database in node.registry.open_ones() {
+                    database.watch_readers();
+                    database.watch_strangers();
+                }
                 let durable = node.machine.durable().map_or(0, |position| position.index);
                 if node.raft().bytes_after(durable) <= MAX_REPLAY {
                     continue;
@@ -536,7 +589,7 @@ async fn close_idle(node: Arc<Node>) {
 
 /// Lets writers go on, or sends them away, as leadership changes.
 async fn follow_leadership(node: Arc<Node>) {
-    let mut status = node.raft().watch();
+    let mut status = node.consensus().watch();
     let mut last = None;
     while status.changed().await.is_ok() {
         let (state, term, leader) = {
@@ -604,12 +657,7 @@ fn identity(path: &Path, cluster_id: &[u8; 16], node_id: u64) -> Result<(), Node
     let found = match std::fs::read_to_string(path) {
         Ok(found) => found,
         Err(error) if error.kind() == io::ErrorKind::NotFound => {
-            // Under another name first: a node that is killed here finds none, not half a one.
-            let new = path.with_extension("new");
-            std::fs::write(&new, &expected).map_err(io)?;
-            File::open(&new).and_then(|file| file.sync_all()).map_err(io)?;
-            std::fs::rename(&new, path).map_err(io)?;
-            return crate::manifest::sync_dir(path).map_err(io);
+            return crate::manifest::replace_file(path, expected.as_bytes()).map_err(io);
         }
         Err(error) => return Err(io(error)),
     };
@@ -633,4 +681,51 @@ fn identity(path: &Path, cluster_id: &[u8; 16], node_id: u64) -> Result<(), Node
         "this data directory belongs to another node than {node_id}: it says {:?}",
         lines.next()
     )))
+}
+
+#[cfg(test)]
+impl Node {
+    /// A node over a simulated Raft: what [`Node::start`] makes, without the parts that reach outside.
+    pub(crate) fn simulated(
+        config: Config,
+        context: Arc<Context>,
+        registry: Arc<Registry>,
+        machine: Arc<Machine>,
+        consensus: Arc<dyn Consensus>,
+    ) -> Result<Arc<Node>, NodeError> {
+        let lock = lock(&config.data_dir.join("lock"))?;
+        let peer = Peer { raft_addr: config.raft_adv_addr.clone(), http_addr: config.http_adv_addr.clone() };
+        let node = Arc::new(Node {
+            access: Access::new(None)?,
+            config,
+            peer,
+            cluster_id: [0; 16],
+            context,
+            registry,
+            machine,
+            raft: OnceLock::new(),
+            consensus,
+            sql: OnceLock::new(),
+            confirmations: Confirmations::default(),
+            ready: watch::Sender::new(false),
+            started: SystemTime::now(),
+            started_at: Instant::now(),
+            life: first_token(),
+            asking: Semaphore::new(forward::MAX_ASKING),
+            _lock: lock,
+        });
+        let _ = node.context.node.set(Arc::downgrade(&node));
+        node.machine.attach(&node);
+        node.spawn(follow_leadership(node.clone()));
+        node.spawn(become_ready(node.clone()));
+        Ok(node)
+    }
+
+    /// As the checkpointer does it, without purging the log. On a thread that may block.
+    pub(crate) fn checkpoint_all(&self) {
+        for database in self.registry.open_ones() {
+            checkpoint(&database);
+        }
+        self.store_manifest();
+    }
 }

@@ -1,18 +1,16 @@
 //! Runs an SQL script of any size as one transaction, statement by statement as it is read.
 //!
-//! Where a statement ends is found by the rules of `sqlite3_complete`, byte by byte (`Splitter`). The script's own
-//! BEGIN and COMMIT do nothing: all of it is one transaction, whatever it says. What would reach beyond the database,
-//! or end the transaction another way, is refused. A [`Stop`] ends it before its end, within a statement too.
+//! Where a statement ends is found by [`Splitter`]. The script's own BEGIN and COMMIT do nothing: all of it is one
+//! transaction, whatever it says. What would reach beyond the database, or end the transaction another way, is refused.
+//! A [`Stop`] ends it before its end, within a statement too.
 
-pub(crate) mod splitter;
-
+use crate::splitter::Splitter;
 use crate::sql::guard;
 use crate::stop::Stop;
 use rusqlite::config::DbConfig;
 use rusqlite::hooks::{AuthAction, AuthContext, Authorization};
 use rusqlite::limits::Limit;
 use rusqlite::{Connection, ffi};
-use splitter::Splitter;
 use std::io::{self, Read};
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -195,41 +193,12 @@ mod tests {
     use super::*;
     use std::time::Duration;
 
-    fn run(connection: &mut Connection, script: &[u8]) -> Result<(), ScriptError> {
+    fn run_any(connection: &mut Connection, script: impl Read) -> Result<(), ScriptError> {
         super::run(connection, script, &Stop::after(Duration::from_secs(600)))
     }
 
-    fn split(sql: &str) -> Vec<&str> {
-        let mut splitter = Splitter::default();
-        let mut out = Vec::new();
-        let mut from = 0;
-        for (at, byte) in sql.bytes().enumerate() {
-            if splitter.take(byte) {
-                out.push(sql[from..=at].trim());
-                from = at + 1;
-            }
-        }
-        out.extend(Some(sql[from..].trim()).filter(|rest| !rest.is_empty()));
-        out
-    }
-
-    #[test]
-    fn statements_end_where_sqlite_ends_them() {
-        let trigger = "CREATE TEMP TRIGGER t AFTER INSERT ON a BEGIN SELECT ';'; SELECT 'end'; END;";
-        for statement in [
-            "SELECT 1;",
-            "SELECT ';', \"a;b\", `;`, [;], 'it''s;';",
-            "SELECT 1 - 2 / 3; ",
-            "/* ; */ SELECT 1 -- ; '\n;",
-            "EXPLAIN CREATE TRIGGER t AFTER INSERT ON a BEGIN SELECT 1; END ;",
-            "CREATE TABLE trigger_log(a, \"end\");",
-            "SELECT CASE WHEN 1 THEN 2 END;",
-            trigger,
-        ] {
-            let twice = format!("{statement}\n{statement}");
-            assert_eq!(split(&twice), [statement.trim(), statement.trim()], "{statement}");
-        }
-        assert_eq!(split("SELECT 1; SELECT 2"), ["SELECT 1;", "SELECT 2"]);
+    fn run(connection: &mut Connection, script: &[u8]) -> Result<(), ScriptError> {
+        run_any(connection, script)
     }
 
     #[test]
@@ -255,6 +224,18 @@ mod tests {
         }
         run(&mut open(), "PRAGMA journal_mode=WAL; INSERT INTO t VALUES (2)".as_bytes()).unwrap();
         assert_eq!(count(), Ok(2));
+    }
+
+    /// A statement that never ends is not collected for ever.
+    #[test]
+    fn a_statement_has_a_longest_length() {
+        let mut connection = Connection::open_in_memory().unwrap();
+        let script = "CREATE TABLE t(a);\nINSERT INTO t VALUES ('".as_bytes().chain(io::repeat(b'x'));
+        let why = run_any(&mut connection, script).unwrap_err();
+        assert!(
+            matches!(&why, ScriptError::Statement { line: 2, why } if why.contains("more than 64 MiB")),
+            "{why}"
+        );
     }
 
     /// Whatever the name of a file is made from, a script can't attach it.

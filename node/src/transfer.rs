@@ -187,6 +187,7 @@ fn read_out(
             frame.put_slice(&image);
         }
         frames.blocking_send(vec![frame.freeze()]).map_err(lost)?;
+        fault::point("transfer.sent");
     }
     frames.blocking_send(vec![Bytes::from_static(&[4])]).map_err(lost)
 }

@@ -312,6 +312,9 @@ impl WalIndex for Holder {
 
 impl Drop for Holder {
     fn drop(&mut self) {
+        // The VFS doesn't: they would stay with the index as long as anything else in this process has it open.
+        self.unlock(IndexLock::Write);
+        self.unlock(IndexLock::Checkpoint);
         self.file.shm_unmap(c_int::from(self.removes_index));
         self.file.unlock(SQLITE_LOCK_NONE);
         self.file.close();

@@ -189,7 +189,7 @@ pub fn needed(method: &Method, path: &str) -> &'static [&'static str] {
         "/leader" if reads => &["status"],
         "/verify" if reads => &["status"],
         "/leader" | "/verify" => &["leader-ops"],
-        "/" | "/console/" => &["ui"],
+        "/" | "/console" | "/console/" => &["ui"],
         path if path == "/tx" || path.starts_with("/tx/") => &["query", "execute"],
         _ => &["all"],
     }

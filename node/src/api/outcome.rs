@@ -23,6 +23,7 @@ const LACKING: &str =
     "it is in the log, but this node lacks entries that tell whether it counts; ask another node";
 const NOTHING: &str = "this node has read none of the database's transactions since its start; give the entry that it \
      was written on (base), or ask another node";
+const DROPPED: &str = "the database was dropped meanwhile, and with it what was known of its transactions";
 const TOO_OLD: &str = "this node doesn't remember all transactions that came after the entry that it was written on; \
      ask another node";
 
@@ -46,25 +47,33 @@ pub(super) async fn get(State(node): NodeState, params: Params) -> Response {
             None => return error(StatusCode::NOT_FOUND, &format!("there is no database {name}")),
         },
     };
+    body(&find(&node, only, id, base).await, params.flag("pretty"))
+}
+
+/// Looks a transaction up in all databases or in `only` one; `base` is the entry that it was written on, if that is known.
+pub(crate) async fn find(node: &Arc<Node>, only: Option<DbId>, id: TxnId, base: Option<u64>) -> Value {
     let look = || {
         let seen = node.registry().fates(id, base, only).into_iter();
         look_up(id, seen.map(|(db, fate, reaches)| Seen { db, fate, reaches }))
     };
     if let Ok(found) = look() {
-        return body(&found, params.flag("pretty"));
+        return found;
     }
     // Not there: to be sure, this node must have all that was proposed before now.
     let doubt = match only {
-        Some(database) => match tokio::time::timeout(CERTAINTY, certainty(&node, database, id)).await {
+        Some(database) => match tokio::time::timeout(CERTAINTY, certainty(node, database, id)).await {
             Ok(Ok(())) => None,
             Ok(Err(why)) => Some(why),
             Err(_) => Some("the cluster did not answer in time".into()),
         },
-        None if all.is_empty() => None,
+        None if node.registry().ids().is_empty() => None,
         None => Some("it is not in this node's log so far; name its database (db) for certainty".into()),
     };
-    let found = look().unwrap_or_else(|absent| absent.tell(doubt));
-    body(&found, params.flag("pretty"))
+    look().unwrap_or_else(|absent| {
+        // Looked at after it was looked for in there.
+        let is_gone = only.is_some_and(|database| !node.registry().contains(database));
+        absent.tell(doubt.or(is_gone.then(|| DROPPED.to_owned())))
+    })
 }
 
 /// A transaction of whose outcome the log says nothing.

@@ -7,7 +7,6 @@ use axum::Router;
 use hyper::service::{Service, service_fn};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::service::TowerToHyperService;
-use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use rustls::ServerConfig;
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
@@ -80,15 +79,11 @@ fn read(cert: &Path, key: &Path) -> Result<Arc<ServerConfig>, TlsError> {
 }
 
 /// How many connections there may be, so that files can still be opened for what matters more: the log, databases,
-/// other nodes. Raises the soft limit on open files as far as it goes.
+/// other nodes.
 fn connection_limit() -> usize {
-    const WANTED: u64 = 65_536;
     const OTHERS: u64 = 512;
-    let Ok((soft, hard)) = getrlimit(Resource::RLIMIT_NOFILE) else { return 256 };
-    let raised = hard.min(WANTED).max(soft);
-    let files = if setrlimit(Resource::RLIMIT_NOFILE, raised, hard).is_ok() { raised } else { soft };
     // At most half of what is left: a reader or a writer may need files for its request.
-    let connections = files.saturating_sub(OTHERS) / 2;
+    let connections = crate::limits::open_files().saturating_sub(OTHERS) / 2;
     usize::try_from(connections).unwrap_or(MAX_CONNECTIONS).clamp(64, MAX_CONNECTIONS)
 }
 

@@ -77,10 +77,21 @@ fn one(client: &Client, args: &BackupArgs, name: &str, file: &Path) -> anyhow::R
         let tables: Vec<String> = args.tables.iter().map(|table| escape(table)).collect();
         path += &format!("&tables={}", tables.join(","));
     }
-    let response = client.download(&path)?;
+    download(client, &path, name, !args.compress, file)
+}
+
+/// Writes what a path of `/db/backup` gives to a file; its size is known beforehand unless it is compressed.
+pub(super) fn download(
+    client: &Client,
+    path: &str,
+    name: &str,
+    is_plain: bool,
+    file: &Path,
+) -> anyhow::Result<Value> {
+    let response = client.download(path)?;
     let number = |key: &str| response.headers().get(key)?.to_str().ok()?.parse::<u64>().ok();
     let (size, index) = (number("x-quire-size"), number("x-quire-index"));
-    let expected = size.filter(|_| !args.compress);
+    let expected = size.filter(|_| is_plain);
     let bar = bar(name, expected);
     let written = write(&mut bar.wrap_read(response.into_body().into_reader()), expected, file);
     bar.finish_and_clear();
@@ -88,8 +99,8 @@ fn one(client: &Client, args: &BackupArgs, name: &str, file: &Path) -> anyhow::R
     Ok(json!({ "database": name, "file": file, "bytes": bytes, "index": index }))
 }
 
-/// Characters of a table's name in a URL.
-fn escape(text: &str) -> String {
+/// Characters of a name in a URL.
+pub(super) fn escape(text: &str) -> String {
     let plain = |byte: u8| byte.is_ascii_alphanumeric() || b"-_.".contains(&byte);
     text.bytes()
         .map(|byte| if plain(byte) { char::from(byte).into() } else { format!("%{byte:02x}") })

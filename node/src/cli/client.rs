@@ -16,6 +16,8 @@ use ureq::{RequestBuilder, SendBody};
 
 /// No single request takes longer.
 const TIMEOUT: Duration = Duration::from_secs(15);
+/// A node that can be reached takes a connection within this time.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(3);
 /// Nor one that changes the membership: longer than the node takes until it gives up.
 const CHANGE_TIMEOUT: Duration = Duration::from_secs(45);
 /// How long a node may be silent while it sends or takes a database.
@@ -65,6 +67,17 @@ impl Client {
     /// The same for another node, whose address comes with its scheme.
     pub fn at(&self, address: &str) -> Client {
         Client { base: base(address), ..self.clone() }
+    }
+
+    /// The same with connections of its own.
+    pub fn renewed(&self) -> Client {
+        let agent = ureq::Agent::new_with_config(self.agent.config().clone());
+        Client { agent, ..self.clone() }
+    }
+
+    /// Ends all requests of this client and its clones, at once, and makes all later ones fail.
+    pub fn shutdown(&self) {
+        self.agent.clone().shutdown();
     }
 
     /// Where the node is.
@@ -133,6 +146,31 @@ impl Client {
         let config = config.timeout_global(None).timeout_per_write(Some(SILENCE));
         let config = config.timeout_await_100(Some(CHANGE_TIMEOUT)).timeout_recv_response(Some(LOAD_TIMEOUT));
         self.read(config.build().send(SendBody::from_reader(body)))
+    }
+
+    /// POST of JSON; whatever comes of it is the caller's. The answer may take so long to begin; it may be of any size.
+    pub fn send(
+        &self,
+        path: &str,
+        body: &str,
+        patience: Duration,
+    ) -> Result<ureq::http::Response<ureq::Body>, ureq::Error> {
+        let url = self.url(path);
+        let request = self.authorize(self.agent.post(&url)).header("content-type", "application/json");
+        let config = request.config().timeout_global(None).timeout_connect(Some(CONNECT_TIMEOUT));
+        let config = config.timeout_recv_response(Some(patience)).timeout_per_write(Some(SILENCE));
+        config.timeout_per_read(Some(SILENCE.max(patience))).build().send(body)
+    }
+
+    /// GET; whatever comes of it is the caller's.
+    pub fn fetch(
+        &self,
+        path: &str,
+        patience: Duration,
+    ) -> Result<ureq::http::Response<ureq::Body>, ureq::Error> {
+        let url = self.url(path);
+        let config = self.authorize(self.agent.get(&url)).config().timeout_global(Some(patience));
+        config.timeout_connect(Some(CONNECT_TIMEOUT.min(patience))).build().call()
     }
 
     /// The text of a path, whatever its status.

@@ -4,6 +4,7 @@ pub mod app;
 pub mod backup;
 pub mod bench;
 pub mod bench_http;
+pub mod bench_writers;
 pub mod client;
 pub mod db;
 pub mod demo;
@@ -16,6 +17,7 @@ pub mod recover;
 pub mod remove;
 pub mod restore;
 pub mod run;
+pub mod shell;
 pub mod status;
 pub mod tx;
 pub mod verify;
@@ -55,12 +57,14 @@ pub fn run(cli: Cli) -> anyhow::Result<ExitCode> {
         Command::Status(args) => status::run(&args),
         Command::Verify(args) => verify::run(&args),
         Command::Db(args) => db::run(&args.what),
+        Command::Shell(args) => shell::run(&args),
         Command::Backup(args) => backup::run(&args),
         Command::Restore(args) => restore::run(&args),
         Command::Inspect(args) => inspect::run(&args.what),
         Command::Bench(args) => match &args.what {
             None => bench::run(&args),
             Some(args::BenchWhat::Http(http)) => bench_http::run(http),
+            Some(args::BenchWhat::Writers(writers)) => bench_writers::run(writers),
         },
         Command::Remove(args) => remove::run(&args),
         Command::Leader(args) => leader::run(&args),

@@ -8,10 +8,17 @@ use std::process::ExitCode;
 
 /// Reads a line, unseen if it is typed, and prints its hash.
 pub fn run() -> anyhow::Result<ExitCode> {
+    let password = ask("Password: ")?;
+    println!("{}", auth::hash(&password).map_err(anyhow::Error::msg)?);
+    Ok(ExitCode::SUCCESS)
+}
+
+/// A password from standard input, unseen if it is typed.
+pub(super) fn ask(prompt: &str) -> anyhow::Result<String> {
     let input = stdin();
     let mut line = String::new();
     if input.is_terminal() {
-        eprint!("Password: ");
+        eprint!("{prompt}");
         let seen = tcgetattr(&input)?;
         let mut unseen = seen.clone();
         unseen.local_flags.remove(LocalFlags::ECHO);
@@ -27,6 +34,5 @@ pub fn run() -> anyhow::Result<ExitCode> {
     if password.is_empty() {
         bail!("an empty password is none");
     }
-    println!("{}", auth::hash(password).map_err(anyhow::Error::msg)?);
-    Ok(ExitCode::SUCCESS)
+    Ok(password.to_owned())
 }

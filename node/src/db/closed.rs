@@ -13,7 +13,8 @@ use super::DbError;
 use super::applier::wal_path;
 use super::database::{Database, DatabaseStatus, VERIFICATIONS, Verification, Work};
 use super::incoming::incoming_path;
-use super::side_file::{Durable, SideFile};
+use super::lag::behind_path;
+use super::side_file::{Durable, ScrubMark, SideFile};
 use crate::command::{DbId, PartHead, TransactionHead};
 use crate::core::head::Head;
 use bytes::Bytes;
@@ -37,6 +38,8 @@ pub(super) struct Closed {
     pub name: String,
     pub page_size: PageSize,
     pub durable: Durable,
+    /// How far the background scrub has come.
+    pub scrub: ScrubMark,
     pub head: Head,
     pub verifications: VecDeque<Verification>,
     /// Why it could not be opened when that was last tried.
@@ -109,10 +112,16 @@ impl Entry {
 
 impl Closed {
     /// A database whose file holds all that is durable, and nothing else.
-    pub(super) fn new(id: DbId, name: &str, page_size: PageSize, durable: Durable) -> Closed {
+    pub(super) fn new(
+        id: DbId,
+        name: &str,
+        page_size: PageSize,
+        durable: Durable,
+        scrub: ScrubMark,
+    ) -> Closed {
         let head = Head::new(durable.position.index);
         let (name, verifications) = (name.to_owned(), VecDeque::new());
-        Closed { id, name, page_size, durable, head, verifications, trouble: None }
+        Closed { id, name, page_size, durable, scrub, head, verifications, trouble: None }
     }
 
     /// Looks at the files of a database that nobody in this process has open. `None` where they are not those of one
@@ -123,7 +132,7 @@ impl Closed {
         name: &str,
         page_size: PageSize,
     ) -> Result<Option<Closed>, DbError> {
-        let (durable, published) = SideFile::glance(path, id, page_size)?;
+        let (durable, published, scrub) = SideFile::glance(path, id, page_size)?;
         let index = durable.position.index;
         let has_wal = match std::fs::metadata(wal_path(path)) {
             Ok(metadata) => metadata.len() > 0,
@@ -131,10 +140,15 @@ impl Closed {
             Err(error) => return Err(DbError::io(path, "looking at its WAL")(error)),
         };
         let is_whole = durable.target == index && published <= index;
-        if !is_whole || has_wal || incoming_path(path).exists() || !durable.stamp.is_of(path) {
+        if !is_whole
+            || has_wal
+            || incoming_path(path).exists()
+            || behind_path(path).exists()
+            || !durable.stamp.is_of(path)
+        {
             return Ok(None);
         }
-        Ok(Some(Closed::new(id, name, page_size, durable)))
+        Ok(Some(Closed::new(id, name, page_size, durable, scrub)))
     }
 
     /// Deals with an entry that says nothing new. False: the database is to be opened for it.
@@ -178,9 +192,12 @@ impl Closed {
             wal_kept_by_reader: false,
             unfinished_parts: 0,
             queued: 0,
+            lagging: None,
             waiting: 0,
             fenced: self.trouble.clone(),
             transfer: None,
+            scrub_page: self.scrub.next.map_or(0, |page| page.0),
+            scrubbed_at: self.scrub.ended,
         }
     }
 }
@@ -209,6 +226,7 @@ impl Database {
             && state.published == at
             && state.consistent_from <= at
             && state.dirty.is_empty()
+            && state.behind.is_none()
             && state.large.parts() == 0
             && !state.large.is_sending()
             && state.installed.is_none();
@@ -225,6 +243,7 @@ impl Database {
             name: self.name.clone(),
             page_size: self.page_size,
             durable: state.durable,
+            scrub: state.scrub,
             head,
             verifications: state.verifications.clone(),
             trouble: None,

@@ -56,5 +56,6 @@ fn put_aside(path: &Path) -> Result<(), DbError> {
     aside(path)?;
     aside(&super::applier::wal_path(path))?;
     aside(&super::incoming::incoming_path(path))?;
+    aside(&super::lag::behind_path(path))?;
     aside(&side_path(path))
 }

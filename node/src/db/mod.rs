@@ -20,6 +20,8 @@
 //! | [`dropping`] | what becomes of a database that is dropped |
 //! | [`export`] | a view as an ordinary SQLite file |
 //! | [`scrub`] | reads pages and compares them with their hashes |
+//! | `lag` | what is kept of entries while an app stands still |
+//! | `strangers` | who writes past the gate |
 //! | [`incoming`] | `NAME.db-incoming`: a state on its way from another node |
 //! | [`install`] | makes an incoming state this node's own |
 //! | [`sql`] | the daemon's own connections, through the quire VFS |
@@ -38,6 +40,7 @@ pub mod export;
 pub mod gate;
 pub mod incoming;
 pub mod install;
+mod lag;
 pub mod lessor;
 mod open;
 pub mod parts;
@@ -46,6 +49,7 @@ pub mod registry;
 pub mod scrub;
 pub mod side_file;
 pub mod sql;
+mod strangers;
 pub mod view;
 pub mod worker;
 

@@ -6,8 +6,9 @@ use super::context::{Context, first_token};
 use super::database::{Database, Files, State};
 use super::incoming::Incoming;
 use super::install::{install_into_file, take_over};
+use super::lag::{self, behind_path};
 use super::parts::{Large, Stager};
-use super::side_file::{Contents, Record, SideFile};
+use super::side_file::{Contents, RING_LEN, Record, SideFile};
 use super::{checkpoint, scrub};
 use crate::command::DbId;
 use crate::core::head::Head;
@@ -19,7 +20,7 @@ use quire_vfs::format::transaction::TxnId;
 use quire_vfs::format::wal_index::{self, WalIndex};
 use quire_vfs::gate::lock::GateLock;
 use quire_vfs::holder::{Holder, IndexLock};
-use std::collections::{BTreeSet, HashMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
 use std::path::Path;
 use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Condvar, Mutex};
@@ -49,7 +50,10 @@ impl Database {
             Ok(incoming) => (incoming, None),
             Err(error) => (None, Some(error.to_string())),
         };
+        let mut is_behind = behind_path(path).exists();
         let attached = holder.others_attached()?;
+        #[cfg(test)]
+        let attached = attached || context.sim.is_attached(path);
         let header = wal_index::recover_header(holder.region(0)?);
         let frames = header.map_or(0, |header| header.max_frame.0);
         if was_closed && attached && frames > 0 {
@@ -59,7 +63,14 @@ impl Database {
         }
         let publications: Vec<_> = records.iter().map(|r| r.publication).collect();
         let plan = recovery::plan(attached, header.as_ref(), durable.position.index, &publications);
-        let wal = Wal::open(path, page_size)?;
+        // Whoever has the file of the old WAL open would go on reading that: there must be nobody, nor may one come.
+        if plan == Plan::Rebuild && holder.exclude_readers()? {
+            if !holder.others_attached()? {
+                Wal::put_away(path)?;
+            }
+            holder.admit_readers();
+        }
+        let mut wal = Wal::open(path, page_size)?;
         // Where no checkpoint was at work, nobody but the node can have changed the file.
         let same = durable.target > durable.position.index
             || checkpoint::stamp(&holder, page_size)? == durable.stamp;
@@ -83,9 +94,20 @@ impl Database {
                     warn!(database = name, "a stock reader is there while the database is rebuilt");
                 }
                 holder.lock(IndexLock::Recover)?;
+                #[cfg(test)]
+                let is_left_out = crate::sim::is_broken(crate::sim::Rule::Void);
+                #[cfg(not(test))]
+                let is_left_out = false;
+                if !is_left_out {
+                    side.void(&records)?;
+                }
                 if let Some(incoming) = incoming.take() {
-                    durable = install_into_file(&holder, &mut side, &wal, &durable, &incoming)?;
+                    durable = install_into_file(&holder, &mut side, &mut wal, &durable, &incoming)?;
                     hashes = incoming.hashes;
+                    if is_behind {
+                        lag::forget(path);
+                        is_behind = false;
+                    }
                     if durable.target == durable.position.index {
                         holder.admit_readers();
                     }
@@ -96,6 +118,11 @@ impl Database {
             }
             Plan::Resume { published } => published,
         };
+        if is_behind {
+            let why =
+                "entries were not kept for it while an app stood still; its state comes from another node";
+            fenced = fenced.or(Some(why.into()));
+        }
         info!(
             database = name,
             durable = durable.position.index,
@@ -106,8 +133,18 @@ impl Database {
         );
         // What is on record is committed, and may have been read: nothing older is served. (Where the WAL
         // stays, an app that has yet to publish the newest record is asking for it, so none waits for it.)
-        let newest = publications.last().map_or(0, |p| p.index);
-        let served = if plan == Plan::Rebuild { newest } else { published };
+        let newest = publications.iter().map(|p| p.index).max().unwrap_or(0);
+        let void = publications.iter().filter(|p| p.is_void()).map(|p| p.index).max().unwrap_or(0);
+        let served = if plan == Plan::Rebuild { newest } else { published.max(void) };
+        // Apps were attached: have WAL and index the state that came from another node?
+        let has_state = incoming.as_ref().is_some_and(|incoming| {
+            let index = incoming.target.position.index;
+            let of_this_wal: Vec<_> = records.iter().filter(|r| !r.publication.is_void()).collect();
+            let is_it = |r: &&Record| r.publication.index == index && r.txn == TxnId::default();
+            let is_on_record = of_this_wal.iter().any(is_it);
+            let publications: Vec<_> = of_this_wal.iter().map(|r| r.publication).collect();
+            recovery::has_state(published, index, is_on_record, &publications, RING_LEN as usize)
+        });
         let recent = match plan {
             Plan::Rebuild => VecDeque::new(),
             Plan::Resume { published } => {
@@ -122,6 +159,9 @@ impl Database {
             published,
             consistent_from: served.max(durable.target).max(published),
             queue: VecDeque::new(),
+            queued_bytes: 0,
+            stuck: None,
+            behind: is_behind.then_some(true),
             running: false,
             head: Head::new(durable.position.index),
             lease: LeaseTable::new(first_token(), context.lease_timeout),
@@ -129,7 +169,7 @@ impl Database {
             linger_timer: None,
             air: None,
             next_ticket: first_token(),
-            grants: HashMap::new(),
+            grants: BTreeMap::new(),
             arrived: None,
             held: None,
             pending: None,
@@ -146,15 +186,13 @@ impl Database {
             held_bytes: 0,
             installed: None,
             transfer: None,
+            scrub: side.scrub_mark(),
         };
-        // Apps were attached: has the WAL the state that was installed?
         let mut state = state;
         if let Some(incoming) = incoming {
-            let index = incoming.target.position.index;
-            let installed = |r: &&Record| r.publication.index == index && r.txn == TxnId::default();
-            if state.recent.iter().any(|r| installed(&r)) {
+            if has_state {
                 take_over(&mut state, &incoming);
-            } else if durable.position.index == index {
+            } else if durable.position.index == incoming.target.position.index {
                 state.fenced = Some("a repair was cut short".into());
             }
         }
@@ -172,6 +210,7 @@ impl Database {
             stager,
             progress: watch::Sender::new(index),
             dropped: AtomicBool::new(false),
+            is_touched: AtomicBool::new(false),
             checkpointing: Mutex::new(()),
             asking: tokio::sync::Semaphore::new(crate::forward::MAX_ASKING_FOR_ONE),
             transfers: Arc::default(),

@@ -428,7 +428,7 @@ impl Database {
         let work = PartWork { index: position.index, term: position.term, part, slot };
         let mut state = self.state();
         self.judge_part(&mut state, &work.candidate(), &part);
-        state.queue.push_back(Work::Part(work));
+        self.keep(&mut state, Work::Part(work));
         self.advance(&mut state);
         self.wake(&mut state);
     }

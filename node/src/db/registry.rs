@@ -18,6 +18,7 @@
 //! and it has not been used for a while, or more are open than should be. Those that are in use stay open, and so do some
 //! that were used last, however long ago that was: with few databases, none is ever closed.
 
+mod closing;
 mod listing;
 
 pub use listing::Known;
@@ -29,6 +30,7 @@ use super::creation::{create_files, has_files};
 use super::database::{Database, database_path};
 use super::dropping::{self, Tombstone};
 use super::parts;
+use crate::clock;
 use crate::command::DbId;
 use crate::manifest::sync_dir;
 use quire_raft::LogPosition;
@@ -131,7 +133,7 @@ impl Slots {
     /// An open database, which is used by that.
     fn take(&mut self, id: DbId) -> Option<Arc<Database>> {
         let open = self.open.get_mut(&id)?;
-        open.used = Instant::now();
+        open.used = clock::now();
         Some(open.database.clone())
     }
 }
@@ -292,7 +294,7 @@ impl Registry {
         if slots.openers < OPENERS {
             slots.openers += 1;
             let registry = self.clone();
-            self.context.runtime.spawn_blocking(move || registry.open_queued());
+            self.context.run_blocking(move || registry.open_queued());
         }
     }
 
@@ -331,7 +333,7 @@ impl Registry {
         } else if database.fenced().is_some() {
             database.ask_repair();
         }
-        slots.open.insert(id, Open { database, used: Instant::now() });
+        slots.open.insert(id, Open { database, used: clock::now() });
         self.moved.notify_all();
     }
 
@@ -347,104 +349,13 @@ impl Registry {
         moving.news.send_replace(Some(why));
         if !moving.waiting.is_empty() || moving.has_lost {
             let registry = self.clone();
-            self.context.runtime.spawn(async move {
+            self.context.spawn(async move {
                 tokio::time::sleep(RETRY).await;
                 let mut slots = registry.slots();
                 if slots.moving.contains_key(&id) {
                     registry.want(&mut slots, id);
                 }
             });
-        } else if let Some(moving) = slots.moving.remove(&id) {
-            slots.closed.insert(id, moving.closed);
-        }
-        self.moved.notify_all();
-    }
-}
-
-impl Registry {
-    /// Closes what nobody has used for a while. Blocks.
-    pub fn close_idle(self: &Arc<Self>) {
-        self.make_room();
-        let now = Instant::now();
-        let mut open: Vec<_> = {
-            let slots = self.slots();
-            let of = |open: &Open| (open.used, open.database.id, Arc::strong_count(&open.database) == 1);
-            slots.open.values().map(of).collect()
-        };
-        open.sort_by_key(|(used, ..)| std::cmp::Reverse(*used));
-        let idle = open
-            .into_iter()
-            .skip(self.keep.always())
-            .filter(|(used, _, is_free)| *is_free && now.duration_since(*used) >= self.keep.idle);
-        for (_, id, _) in idle {
-            self.close(id, Some(now));
-        }
-    }
-
-    /// Closes those that were not used for longest, until there is room for another one, or all others are in use.
-    fn make_room(self: &Arc<Self>) {
-        let mut tried = BTreeSet::new();
-        loop {
-            let id = {
-                let slots = self.slots();
-                if slots.open.len() < self.keep.most {
-                    return;
-                }
-                let free = slots
-                    .open
-                    .iter()
-                    .filter(|(id, open)| Arc::strong_count(&open.database) == 1 && !tried.contains(*id));
-                free.min_by_key(|(_, open)| open.used).map(|(id, _)| *id)
-            };
-            let Some(id) = id else { return };
-            tried.insert(id);
-            self.close(id, None);
-        }
-    }
-
-    /// Closes a database if nobody uses it, nor has since `unused`. Blocks.
-    fn close(self: &Arc<Self>, id: DbId, unused: Option<Instant>) {
-        let Some(database) = self.get(id) else { return };
-        // What is in the way now may not be the next time.
-        match database.checkpoint() {
-            Ok(true) => {}
-            Ok(false) => return,
-            Err(error) => return warn!(database = database.name, "checkpoint: {error}"),
-        }
-        let database = {
-            let mut slots = self.slots();
-            let Some(open) = slots.open.get(&id) else { return };
-            // One reference is the registry's, one is this one.
-            let is_used = Arc::strong_count(&database) > 2 || unused.is_some_and(|at| open.used > at);
-            if is_used || !Arc::ptr_eq(&open.database, &database) || !database.is_at_rest() {
-                return;
-            }
-            drop(database);
-            let Some(Open { database, used }) = slots.open.remove(&id) else { return };
-            match Arc::try_unwrap(database) {
-                Ok(database) => {
-                    slots.moving.insert(id, Moving::new(database.summary(), true));
-                    database
-                }
-                Err(database) => {
-                    slots.open.insert(id, Open { database, used });
-                    return;
-                }
-            }
-        };
-        match database.close() {
-            Ok(()) => self.is_closed(id),
-            Err(database) => self.is_open(id, Arc::from(database), false),
-        }
-    }
-
-    /// A thread has closed a database.
-    fn is_closed(self: &Arc<Self>, id: DbId) {
-        let mut slots = self.slots();
-        let Some(moving) = slots.moving.get_mut(&id) else { return };
-        moving.is_busy = false;
-        if moving.is_wanted() {
-            self.want(&mut slots, id);
         } else if let Some(moving) = slots.moving.remove(&id) {
             slots.closed.insert(id, moving.closed);
         }
@@ -472,7 +383,7 @@ impl Registry {
     pub fn insert(&self, database: Arc<Database>) {
         let mut slots = self.slots();
         slots.names.insert(database.name.clone(), database.id);
-        slots.open.insert(database.id, Open { database, used: Instant::now() });
+        slots.open.insert(database.id, Open { database, used: clock::now() });
     }
 
     fn insert_closed(&self, closed: Closed) {
@@ -555,7 +466,7 @@ impl Registry {
             self.start(id, name, page_size)?;
         } else {
             let durable = create_files(&path, position, page_size)?;
-            self.insert_closed(Closed::new(id, name, page_size, durable));
+            self.insert_closed(Closed::new(id, name, page_size, durable, ScrubMark::default()));
         }
         info!(database = name, %id, %page_size, "created");
         Ok(true)

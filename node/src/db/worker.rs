@@ -43,6 +43,7 @@ impl Database {
             Work::Entry { position, head, body } => return self.entry(state, position, head, body),
             Work::Part(part) => return self.part(state, &part),
             Work::Void { index, id } => self.void(&mut state, index, id),
+            Work::Skipped(index) => self.has_dealt_with(&state, index),
             Work::Publish(entry) => return self.publish(state, entry),
             Work::NewTerm(term) => {
                 state.large.new_term(term);
@@ -76,7 +77,7 @@ impl Database {
                 state.verifications.push_back(found);
                 if scrub {
                     // Later on, but the pages are those of no older entry than this.
-                    self.context.runtime.spawn(crate::repair::scrub_now(self.clone(), index));
+                    self.context.spawn(crate::repair::scrub_now(self.clone(), index));
                 }
                 self.progress.send_if_modified(|at| std::mem::replace(at, index.max(*at)) < index);
             }
@@ -88,7 +89,7 @@ impl Database {
                 if paused.send(()).is_ok() {
                     // No time-out: going on while the snapshot is taken would make it wrong. The other end is
                     // dropped in any case.
-                    let _ = resume.recv();
+                    crate::blocking::await_end(&resume);
                 }
                 state = self.state();
             }
@@ -111,7 +112,7 @@ impl Database {
                 (state, _) = self.lock_gate(state, None);
                 // Whoever syncs the files must not keep those waiting who need the state.
                 drop(state);
-                let result = self.files().wal.tidy(&self.holder).map(drop);
+                let result = self.tidy();
                 self.unlock_gate();
                 state = self.state();
                 if let Err(error) = result {

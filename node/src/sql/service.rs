@@ -80,7 +80,18 @@ impl Reply {
 
     /// The error for the request as a whole, beside no results, as rqlite has it.
     pub(super) fn in_band(options: &Options, message: &str) -> Reply {
+        Reply::beside(super::run::begin(&options.output), message)
+    }
+
+    /// The error of a request that writes. Some clients look at results only: one that finds no error there takes the
+    /// write for done.
+    fn not_done(options: &Options, message: &str) -> Reply {
         let mut json = super::run::begin(&options.output);
+        super::run::write_error(&mut json, message);
+        Reply::beside(json, message)
+    }
+
+    fn beside(mut json: super::json::Json, message: &str) -> Reply {
         super::run::end(&mut json, &Default::default(), Some(message), Instant::now(), None);
         Reply::Results(json.out.into())
     }
@@ -351,7 +362,7 @@ impl Service {
                         }
                         Err(Sent::Perhaps(reason)) => {
                             let unknown = WriteError::Unknown(format!("leader (node {id}): {reason}"));
-                            return Reply::in_band(options, &unknown.to_string()).into();
+                            return Reply::not_done(options, &unknown.to_string()).into();
                         }
                     },
                     None if began.elapsed() > ELECTION => return Reply::unavailable(why).into(),
@@ -428,7 +439,7 @@ impl Service {
                 WriteError::NotLeader(why) => return WriteHere::NotLeader(why),
                 WriteError::Overloaded => Reply::unavailable(message),
                 WriteError::TimedOut(_) => Reply::Failed { status: 408, message, retry: true },
-                WriteError::Refused(_) | WriteError::Unknown(_) => Reply::in_band(options, &message),
+                WriteError::Refused(_) | WriteError::Unknown(_) => Reply::not_done(options, &message),
             })
         })
     }

@@ -82,6 +82,9 @@ impl Shared {
     /// Whether `bytes` of proposals (those in flight included) fit a log that may be unable to grow.
     pub(crate) fn room_for(&self, bytes: u64) -> Result<(), String> {
         let Some(why) = self.pool.full() else { return Ok(()) };
+        if self.pool.is_waiting() {
+            return Err(why);
+        }
         let room = self.tail.load(Ordering::Relaxed).saturating_sub(self.segment_bytes / RESERVE_DIVISOR);
         if bytes <= room { Ok(()) } else { Err(why) }
     }

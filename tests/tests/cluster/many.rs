@@ -115,15 +115,16 @@ fn more_databases_than_are_kept_open() {
     report(&test, "verified", &before, &size);
     step("killed and started again", || {
         let leader = test.cluster.wait_leader(PATIENCE).unwrap();
-        test.cluster.kill(leader).unwrap();
-        test.cluster.start_node(leader).unwrap();
+        let node = (1..=3).find(|node| *node != leader).unwrap();
+        test.cluster.kill(node).unwrap();
+        test.cluster.start_node(node).unwrap();
         let ready = |node: &quire_node::cli::local::LocalNode| {
             node.status().is_some_and(|status| status["store"]["ready"] == true)
         };
         test.cluster
-            .wait("the node to be ready", PATIENCE, |cluster| ready(cluster.node(leader).unwrap()))
+            .wait("the node to be ready", PATIENCE, |cluster| ready(cluster.node(node).unwrap()))
             .unwrap();
-        let bounded = || open_ones(&test, leader).len() <= size.most;
+        let bounded = || open_ones(&test, node).len() <= size.most;
         test.cluster.wait("no more to be open than should be", PATIENCE, |_| bounded()).unwrap();
     });
     step("drop", || dropped(&test, &size));

@@ -133,22 +133,37 @@ impl Wire {
         Ok(())
     }
 
-    fn recv(&self, mut bytes: &mut [u8], deadline: Instant) -> io::Result<()> {
-        while !bytes.is_empty() {
-            match recv(self.fd.as_fd().as_raw_fd(), bytes, MsgFlags::empty()) {
-                Ok(0) => {
-                    return Err(io::Error::new(
-                        io::ErrorKind::UnexpectedEof,
-                        "the node closed the connection",
-                    ));
+    /// The next message, without its length.
+    fn recv(&self, deadline: Instant) -> io::Result<Vec<u8>> {
+        let invalid = |why: String| io::Error::new(io::ErrorKind::InvalidData, why);
+        let mut message = vec![0; 4 + proto::MAX_RESPONSE];
+        let mut have = 0;
+        let end = loop {
+            if let Some(prefix) = message[..have].first_chunk::<4>() {
+                let len = proto::message_length(*prefix, proto::MAX_RESPONSE)
+                    .map_err(|e| invalid(e.to_string()))?;
+                if have > 4 + len {
+                    return Err(invalid("the node said more than it was asked".into()));
                 }
-                Ok(n) => bytes = &mut bytes[n..],
-                Err(Errno::EINTR) => {}
-                Err(Errno::EAGAIN) => self.wait(PollFlags::POLLIN, deadline)?,
+                if have == 4 + len {
+                    break 4 + len;
+                }
+            }
+            // An answer takes its time: to ask for it first would be in vain.
+            self.wait(PollFlags::POLLIN, deadline)?;
+            match recv(self.fd.as_fd().as_raw_fd(), &mut message[have..], MsgFlags::empty()) {
+                Ok(0) => {
+                    let why = "the node closed the connection";
+                    return Err(io::Error::new(io::ErrorKind::UnexpectedEof, why));
+                }
+                Ok(n) => have += n,
+                Err(Errno::EINTR | Errno::EAGAIN) => {}
                 Err(errno) => return Err(errno.into()),
             }
-        }
-        Ok(())
+        };
+        message.truncate(end);
+        message.drain(..4);
+        Ok(message)
     }
 }
 
@@ -304,11 +319,10 @@ fn exchange(wire: &Wire, socket: &Path, message: &[u8], deadline: Instant) -> Re
         6 => fault::point("part.sent"),
         _ => {}
     }
-    let mut prefix = [0; 4];
-    wire.recv(&mut prefix, deadline).map_err(io)?;
-    let len = proto::message_length(prefix, proto::MAX_RESPONSE).map_err(|e| protocol(e.to_string()))?;
-    let mut body = vec![0; len];
-    wire.recv(&mut body, deadline).map_err(io)?;
+    let body = wire.recv(deadline).map_err(|error| match error.kind() {
+        io::ErrorKind::InvalidData => protocol(error.to_string()),
+        _ => io(error),
+    })?;
     Response::decode(&body).map_err(|e| protocol(e.to_string()))
 }
 

@@ -26,10 +26,24 @@ pub struct Known {
 impl Registry {
     /// What `/status` says of each, by id.
     pub fn statuses(&self) -> Vec<DatabaseStatus> {
-        let (open, mut all) = self.both(|closed| Some(closed.status()));
+        let slots = self.slots();
+        let mut all: Vec<_> = slots.closed.values().map(Closed::status).collect();
+        let moving = |Moving { closed, waiting, .. }: &Moving| DatabaseStatus {
+            queued: waiting.len(),
+            ..closed.status()
+        };
+        all.extend(slots.moving.values().map(moving));
+        let open: Vec<_> = slots.open.values().map(|open| open.database.clone()).collect();
+        drop(slots);
         all.extend(open.iter().map(|database| database.status()));
         all.sort_by_key(|status| status.id);
         all
+    }
+
+    /// The ids of those that are open, or about to be.
+    pub fn in_use(&self) -> Vec<DbId> {
+        let slots = self.slots();
+        slots.open.keys().chain(slots.moving.keys()).copied().collect()
     }
 
     /// Those that are not served, and why.

@@ -1,8 +1,9 @@
-//! Where the statements of an SQL script end, by the rules of `sqlite3_complete`, byte by byte, however the script is cut.
+//! Where one statement of an SQL text ends and the next begins, byte by byte, by the rules of `sqlite3_complete`: at
+//! semicolons, but not those of strings, names, comments and the bodies of triggers.
 
 /// Tells where statements end.
 #[derive(Debug)]
-pub(crate) struct Splitter {
+pub struct Splitter {
     /// What comes next, byte by byte.
     lex: Lex,
     /// What came before, token by token.
@@ -51,7 +52,7 @@ impl Default for Splitter {
 
 impl Splitter {
     /// Takes a byte, and tells whether a statement ends with it.
-    pub(crate) fn take(&mut self, byte: u8) -> bool {
+    pub fn take(&mut self, byte: u8) -> bool {
         match self.lex {
             Lex::Word if is_word(byte) => {
                 // No keyword is longer.
@@ -110,6 +111,11 @@ impl Splitter {
         false
     }
 
+    /// Whether nothing but space and comments has come since the last statement, and no comment is open.
+    pub fn is_between(&self) -> bool {
+        self.seen == Seen::Nothing && matches!(self.lex, Lex::Plain | Lex::Line)
+    }
+
     /// The table of `sqlite3_complete` (complete.c), but for semicolons and white space.
     fn token(&mut self, word: &[u8]) {
         self.seen = match (self.seen, word) {
@@ -136,6 +142,39 @@ impl Splitter {
 mod tests {
     use super::*;
     use proptest::prelude::*;
+
+    fn split(sql: &str) -> Vec<&str> {
+        let mut splitter = Splitter::default();
+        let mut out = Vec::new();
+        let mut from = 0;
+        for (at, byte) in sql.bytes().enumerate() {
+            if splitter.take(byte) {
+                out.push(sql[from..=at].trim());
+                from = at + 1;
+            }
+        }
+        out.extend(Some(sql[from..].trim()).filter(|rest| !rest.is_empty()));
+        out
+    }
+
+    #[test]
+    fn statements_end_where_sqlite_ends_them() {
+        let trigger = "CREATE TEMP TRIGGER t AFTER INSERT ON a BEGIN SELECT ';'; SELECT 'end'; END;";
+        for statement in [
+            "SELECT 1;",
+            "SELECT ';', \"a;b\", `;`, [;], 'it''s;';",
+            "SELECT 1 - 2 / 3; ",
+            "/* ; */ SELECT 1 -- ; '\n;",
+            "EXPLAIN CREATE TRIGGER t AFTER INSERT ON a BEGIN SELECT 1; END ;",
+            "CREATE TABLE trigger_log(a, \"end\");",
+            "SELECT CASE WHEN 1 THEN 2 END;",
+            trigger,
+        ] {
+            let twice = format!("{statement}\n{statement}");
+            assert_eq!(split(&twice), [statement.trim(), statement.trim()], "{statement}");
+        }
+        assert_eq!(split("SELECT 1; SELECT 2"), ["SELECT 1;", "SELECT 2"]);
+    }
 
     proptest! {
         /// Whatever SQLite takes for complete, this takes for complete, and the other way round.
