@@ -209,8 +209,13 @@ fn run_it<T>(future: impl Future<Output = T>) -> T {
 }
 
 fn open(disk: &SimDisk) -> Result<LogStore, String> {
-    let options =
-        LogOptions { owner: OWNER, segment_bytes: FILE as u64, cache_bytes: 2000, read_bytes: 2000, wait_for_room: false };
+    let options = LogOptions {
+        owner: OWNER,
+        segment_bytes: FILE as u64,
+        cache_bytes: 2000,
+        read_bytes: 2000,
+        wait_for_room: false,
+    };
     open_on(Arc::new(disk.clone()), options, None).map_err(|error| error.to_string())
 }
 

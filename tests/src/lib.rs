@@ -8,6 +8,7 @@
 pub mod admin;
 pub mod chaos;
 pub mod crash;
+pub mod fixture;
 pub mod hosts;
 pub mod http;
 pub mod matrix;

@@ -7,6 +7,7 @@
 //! has another gets it back, nothing is added to it, and the database is fenced ([`Wal::tidy`]).
 
 use super::DbError;
+use crate::core::recovery::Publication;
 use quire_vfs::fault;
 use quire_vfs::format::append::Appender;
 use quire_vfs::format::wal::{HEADER_SIZE, Salts, WalHeader};
@@ -121,11 +122,11 @@ impl Wal {
     /// Puts the index right after a writer that died: the header, if it stopped between the two copies;
     /// the count of backfilled frames, if it stopped while it started the log anew. `told` is what an app may have
     /// published since the last time. An error, with the index as it should be, if a stranger has changed it.
-    pub fn tidy(&self, holder: &Holder, told: Option<(Salts, FrameNo)>) -> Result<IndexHeader, DbError> {
+    pub fn tidy(&self, holder: &Holder, told: Option<&Publication>) -> Result<IndexHeader, DbError> {
         let region0 = holder.region(0)?;
         let index = |reason: String| DbError::Index { path: holder.path().to_owned(), reason };
         let header = wal_index::recover_header(region0);
-        let is_told = |header: &IndexHeader| told == Some((header.salts, header.max_frame));
+        let is_told = |header: &IndexHeader| told.is_some_and(|it| it.is_shown_by(header));
         let header = match (header.filter(|header| is_told(header) || self.is_ours(header)), self.shown) {
             (Some(header), _) => header,
             (None, None) => return Err(index("the wal-index has no valid header".into())),

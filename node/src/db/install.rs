@@ -246,10 +246,12 @@ mod tests {
             checkpoints: mpsc::unbounded_channel().0,
             repairs: mpsc::unbounded_channel().0,
             checkpoint_bytes: 1 << 20,
+            queue_bytes: 1 << 20,
             unstaged: watch::Sender::default(),
             flushed: OnceLock::from(watch::channel(1000).1),
             lease_timeout: Duration::from_secs(10),
             node: OnceLock::new(),
+            sim: Default::default(),
         })
     }
 

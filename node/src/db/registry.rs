@@ -30,6 +30,7 @@ use super::creation::{create_files, has_files};
 use super::database::{Database, database_path};
 use super::dropping::{self, Tombstone};
 use super::parts;
+use super::side_file::ScrubMark;
 use crate::clock;
 use crate::command::DbId;
 use crate::manifest::sync_dir;

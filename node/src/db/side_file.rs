@@ -510,7 +510,7 @@ mod tests {
         file.set_durable(&durable(20, &grown)).unwrap();
         drop(file);
 
-        assert_eq!(SideFile::glance(&db, id, size).unwrap(), (durable(20, &grown), 29));
+        assert_eq!(SideFile::glance(&db, id, size).unwrap(), (durable(20, &grown), 29, mark));
         assert!(SideFile::glance(&db, DbId(8), size).is_err());
         let (mut file, contents) = SideFile::open(&db, id, size).unwrap();
         assert_eq!(contents.durable, durable(20, &grown));

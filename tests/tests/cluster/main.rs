@@ -23,5 +23,6 @@ mod recover;
 mod restart;
 mod shell;
 mod storage;
+mod testfixture;
 mod upgrade;
 mod wounds;
