@@ -20,6 +20,8 @@ pub mod dump;
 pub mod forward;
 pub mod full_disk;
 pub mod gate;
+#[cfg(test)]
+mod golden;
 pub mod leadership;
 pub mod limits;
 pub mod load;

@@ -266,6 +266,7 @@ impl Node {
         };
         let access = Access::new(config.socket_group.as_deref())?;
         std::fs::create_dir_all(&dir).map_err(io(&dir))?;
+        Access::check(&dir, false)?;
         let lock = lock(&dir.join("lock"))?;
         let key = cluster_key(&config)?;
         let cluster_id = key.cluster_id();
@@ -290,6 +291,8 @@ impl Node {
             sim: Default::default(),
         });
         let registry = Arc::new(Registry::new(&dir.join("db"), context.clone(), config.keep)?);
+        // What a --socket-group of before could do in it, it may until the mode is set again.
+        Access::check(registry.directory(), config.socket_group.is_some())?;
         access.share(&dir, registry.directory())?;
         let machine = {
             let (dir, registry, context) = (dir.clone(), registry.clone(), context.clone());
@@ -662,10 +665,12 @@ fn identity(path: &Path, cluster_id: &[u8; 16], node_id: u64) -> Result<(), Node
         return Ok(());
     }
     let mut lines = found.lines();
-    if lines.next() != Some(VERSION) {
-        return Err(
-            bad("not a data directory of this version of Quire; use the version that made it".into()),
-        );
+    let first = lines.next().unwrap_or_default();
+    if first != VERSION {
+        return Err(bad(format!(
+            "this build of Quire reads a {VERSION:?}, but it says {first:?}: run the version of Quire that made the \
+             directory, or remove this node from the cluster and let the machine join again under a new id"
+        )));
     }
     if lines.next() != Some(&format!("cluster {cluster}")) {
         return Err(bad("this data directory belongs to another cluster (or the cluster key is another); \

@@ -38,11 +38,13 @@ mod sink;
 pub mod snapshot;
 pub mod sql;
 pub mod status;
+mod throttle;
 pub mod tx;
+mod users;
 pub mod verify;
 
 use crate::node::Node;
-use auth::Auth;
+use auth::{Auth, Verdict};
 use axum::extract::{Request, State};
 use axum::http::{HeaderValue, StatusCode, header};
 use axum::middleware::{self, Next};
@@ -50,6 +52,7 @@ use axum::response::{IntoResponse, Response};
 use axum::routing::{delete, get, post};
 use axum::{Json, Router};
 use serde_json::{Value, json};
+use std::net::Ipv4Addr;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -91,15 +94,26 @@ pub fn router(node: Arc<Node>, auth: Option<Arc<Auth>>) -> Router {
 /// What every request has in common: who may do it, a deadline, rqlite's version header, OPTIONS.
 async fn common(State(auth): State<Option<Arc<Auth>>>, request: Request, next: Next) -> Response {
     let needed = auth::needed(request.method(), request.uri().path());
+    let verdict = match &auth {
+        // A request that didn't come by a socket is from here.
+        Some(auth) if request.method() != axum::http::Method::OPTIONS => {
+            let from = request
+                .extensions()
+                .get::<server::Remote>()
+                .map_or(Ipv4Addr::LOCALHOST.into(), |from| from.0);
+            auth.check(from, request.headers(), needed).await
+        }
+        _ => Verdict::Allowed,
+    };
     // These have deadlines of their own; a write must not be given up while its outcome is open.
     let has_deadline = ["/db/", "/tx", "/boot"].iter().any(|path| request.uri().path().starts_with(path));
     let mut response = if request.method() == axum::http::Method::OPTIONS {
         StatusCode::OK.into_response()
-    } else if let Some(auth) = &auth
-        && !auth.allows(request.headers(), needed).await
-    {
+    } else if verdict == Verdict::Denied {
         // No body, as rqlite has it.
         (StatusCode::UNAUTHORIZED, [(header::WWW_AUTHENTICATE, "Basic realm=\"quire\"")]).into_response()
+    } else if let Verdict::Later(seconds) = verdict {
+        (StatusCode::TOO_MANY_REQUESTS, [(header::RETRY_AFTER, seconds.to_string())]).into_response()
     } else if has_deadline {
         next.run(request).await
     } else {

@@ -21,7 +21,7 @@ use crate::command::DbId;
 use memmap2::{Mmap, UncheckedAdvice};
 use quire_raft::LogPosition;
 use quire_vfs::format::checksum::{DbChecksum, PageHashes, page_hash};
-use quire_vfs::format::{FormatError, PageNo, PageSize};
+use quire_vfs::format::{FormatError, PageNo, PageSize, VersionError};
 use std::collections::BTreeMap;
 use std::fs::{File, OpenOptions};
 use std::io;
@@ -122,12 +122,14 @@ impl Staging {
         let file = options.map_err(io("opening it"))?;
         let mut header = [0; HEADER_SIZE];
         let whole = file.read_exact_at(&mut header, 0).is_ok();
+        VersionError::check("incoming state", &header, MAGIC, VERSION).map_err(DbError::version(&path))?;
         let seal = whole.then(|| decode_header(&header, id, page_size)).flatten();
         if seal != Some(0) {
             // First it stops to be a promise: one whose seal is cut off would be taken for a damaged one.
             let written = file.write_all_at(&encode_header(id, page_size, 0), 0);
             written.and_then(|()| file.sync_all()).map_err(io("writing it"))?;
-            file.set_len(seal.unwrap_or(HEADER_SIZE as u64)).map_err(io("truncating it"))?;
+            let len = file.metadata().map_err(io("looking at it"))?.len();
+            file.set_len(seal.unwrap_or(HEADER_SIZE as u64).min(len)).map_err(io("truncating it"))?;
         }
         let mut staging = Staging {
             path: path.clone(),
@@ -262,6 +264,7 @@ impl Incoming {
         if file.read_exact_at(&mut header, 0).is_err() {
             return Ok(None);
         }
+        VersionError::check("incoming state", &header, MAGIC, VERSION).map_err(DbError::version(path))?;
         let seal_at = match decode_header(&header, id, page_size) {
             None | Some(0) => return Ok(None),
             Some(at) => at,
@@ -437,6 +440,21 @@ mod tests {
             prop_assert!(Incoming::find(&db, DbId(8), size()).unwrap().is_none(), "another database's");
             found.remove().unwrap();
             prop_assert!(Incoming::find(&db, ID, size()).unwrap().is_none());
+        }
+    }
+
+    /// Found by fuzzing: no transfer could begin any more, as the file can't be made that long.
+    #[test]
+    fn a_seal_beyond_the_file_does_not_keep_a_transfer_from_beginning() {
+        let dir = tempfile::tempdir().unwrap();
+        let db = dir.path().join("a.db");
+        for seal in [65, 1 << 40, u64::MAX] {
+            std::fs::write(incoming_path(&db), encode_header(ID, size(), seal)).unwrap();
+            let mut staging = Staging::open(&db, ID, size()).unwrap();
+            assert!(staging.is_empty());
+            staging.stage(PageNo(1), &image(1, 1)).unwrap();
+            drop(staging);
+            assert_eq!(Staging::open(&db, ID, size()).unwrap().len(), 1);
         }
     }
 

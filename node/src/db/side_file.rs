@@ -29,7 +29,7 @@ use quire_raft::LogPosition;
 use quire_vfs::format::checksum::{DbChecksum, PageHashes};
 use quire_vfs::format::transaction::TxnId;
 use quire_vfs::format::wal::Salts;
-use quire_vfs::format::{FormatError, FrameNo, PageNo, PageSize};
+use quire_vfs::format::{FormatError, FrameNo, PageNo, PageSize, VersionError};
 use std::fs::{File, OpenOptions};
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
@@ -287,6 +287,7 @@ impl SideFile {
             Err(error) => return Err(DbError::io(&path, "opening it")(error)),
         };
         let n = read_up_to(&file, &mut header, 0).map_err(DbError::io(&path, "reading it"))?;
+        VersionError::check("side file", &header[..n], MAGIC, VERSION).map_err(DbError::version(&path))?;
         decode_header(&header[..n]).map(Some).map_err(|error| DbError::Format { path, error })
     }
 
@@ -296,6 +297,7 @@ impl SideFile {
         let file = OpenOptions::new().read(true).write(true).open(&path);
         let file = file.map_err(DbError::io(&path, "opening it"))?;
         let bytes = std::fs::read(&path).map_err(DbError::io(&path, "reading it"))?;
+        VersionError::check("side file", &bytes, MAGIC, VERSION).map_err(DbError::version(&path))?;
         let contents = decode(&bytes, id, page_size);
         let (slot_sequence, ring_sequence, contents) =
             contents.map_err(|error| DbError::Format { path: path.clone(), error })?;
@@ -327,6 +329,7 @@ impl SideFile {
         let file = File::open(&path).map_err(DbError::io(&path, "opening it"))?;
         let mut bytes = [0; HASHES_AT as usize];
         let n = read_up_to(&file, &mut bytes, 0).map_err(DbError::io(&path, "reading it"))?;
+        VersionError::check("side file", &bytes[..n], MAGIC, VERSION).map_err(DbError::version(&path))?;
         let fixed = decode_fixed(&bytes[..n], id, page_size);
         let Fixed { durable, records, .. } = fixed.map_err(|error| DbError::Format { path, error })?;
         let scrub = decode_scrub(&bytes[SCRUB_AT as usize..]);
@@ -426,11 +429,15 @@ fn decode_fixed(bytes: &[u8], id: DbId, page_size: PageSize) -> Result<Fixed, Fo
 }
 
 /// Reads a whole side file: sequence of the durable slot and of the newest record, and the contents.
-fn decode(bytes: &[u8], id: DbId, page_size: PageSize) -> Result<(u64, u64, Contents), FormatError> {
+pub(crate) fn decode(
+    bytes: &[u8],
+    id: DbId,
+    page_size: PageSize,
+) -> Result<(u64, u64, Contents), FormatError> {
     let err = |offset: u64, reason: String| FormatError { what: "side file", offset, reason };
     let Fixed { slot_sequence, durable, records } = decode_fixed(bytes, id, page_size)?;
     let ring_sequence = records.last().map_or(0, |(sequence, _)| *sequence);
-    let end = HASHES_AT as usize + 8 * durable.pages as usize;
+    let end = (HASHES_AT + 8 * u64::from(durable.pages)) as usize;
     let array = bytes.get(HASHES_AT as usize..end);
     let array =
         array.ok_or_else(|| err(bytes.len() as u64, format!("{} page hashes are missing", durable.pages)))?;
@@ -519,7 +526,7 @@ mod tests {
         // One durable slot torn: the older one counts, and its hashes no longer fit.
         let path = side_path(&db);
         let good = std::fs::read(&path).unwrap();
-        for (at, place) in [(0usize, 0u64), (9, 8), (20, 36), (4096 + 8, 4096)] {
+        for (at, place) in [(0usize, 0u64), (20, 36), (4096 + 8, 4096)] {
             let mut bad = good.clone();
             bad[at] ^= 0x40;
             std::fs::write(&path, &bad).unwrap();
@@ -527,6 +534,14 @@ mod tests {
                 Err(DbError::Format { error, .. }) => assert_eq!(error.offset, place, "{error}"),
                 other => panic!("byte {at}: {other:?}"),
             }
+        }
+        let mut newer = good.clone();
+        newer[8] += 1;
+        std::fs::write(&path, &newer).unwrap();
+        for refused in [SideFile::open(&db, id, size).map(drop), SideFile::identify(&db).map(drop)] {
+            let why = refused.unwrap_err().to_string();
+            assert!(why.contains("a.db-quire: the side file has version 3"), "{why}");
+            assert!(why.contains("reads version 2: a newer Quire"), "{why}");
         }
         // Of a scrub mark that is torn nothing counts.
         let mut bad = good.clone();

@@ -227,6 +227,9 @@ impl Replay {
     fn record(&mut self, segment: u64, offset: u64, h: &Header) -> Result<(), String> {
         self.committed = self.committed.max(h.committed);
         (self.last_write, self.unmarked) = (h.synced, h.kind != Kind::Mark);
+        if h.kind != Kind::Mark && h.position.index == u64::MAX {
+            return Err("an index that no entry can have, as none could follow it".into());
+        }
         match h.kind {
             Kind::Mark => {}
             Kind::Base => {

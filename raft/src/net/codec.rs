@@ -147,7 +147,9 @@ pub(crate) fn read_append(body: Bytes) -> Result<AppendEntriesRequest<C>, Malfor
     let leader_commit = get_opt(&mut r)?;
     let n = r.count(MAX_ENTRIES)?;
     let mut entries = Vec::with_capacity(n.min(256) as usize);
-    let mut expect = prev_log_id.as_ref().map(|p| p.index() + 1);
+    let nothing_follows = Malformed("append: nothing can follow the previous entry");
+    let follows = |p: &LogId| p.index().checked_add(1).ok_or(nothing_follows);
+    let mut expect = prev_log_id.as_ref().map(follows).transpose()?;
     for _ in 0..n {
         let at = r.position()?;
         if expect.is_some_and(|i| i != at.index) || at.index == u64::MAX {
@@ -328,4 +330,23 @@ pub(crate) fn read_offer(body: Bytes) -> Result<(Vote, Snapshot), Malformed> {
     let len = r.u32()? as usize;
     let last_membership = encode::read_membership(r.bytes(len)?)?;
     Ok((vote, Snapshot { meta: SnapshotMeta { last_log_id, last_membership }, snapshot: r.rest() }))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Found by fuzzing: the index after the previous entry's overflowed.
+    #[test]
+    fn an_append_after_the_last_index_there_is_is_malformed() {
+        let append = |index| {
+            let prev_log_id = Some(log_id(LogPosition { term: 1, leader: 2, index }));
+            let vote = Vote::new_committed(1, 2);
+            let request =
+                AppendEntriesRequest { vote, prev_log_id, leader_commit: None, entries: Vec::new() };
+            read_append(super::append(&request).concat().into())
+        };
+        assert!(append(u64::MAX).is_err());
+        assert!(append(u64::MAX - 1).is_ok());
+    }
 }

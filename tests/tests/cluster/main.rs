@@ -2,6 +2,7 @@
 //! elections, for nodes that start, for what has to be caught up.
 
 mod any_node;
+mod auth;
 mod backup;
 mod behaviour;
 mod client_matrix;
@@ -23,4 +24,5 @@ mod restart;
 mod shell;
 mod storage;
 mod testfixture;
+mod upgrade;
 mod wounds;

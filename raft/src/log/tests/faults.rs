@@ -120,7 +120,7 @@ fn appends_wait_for_room_on_a_full_disk() {
             let options = LogOptions { segment_bytes: SMALL, wait_for_room: true, ..options() };
             let open =
                 |disk: &SimDisk| super::super::open::open_on(Arc::new(disk.clone()), options.clone(), None);
-            let mut log = open(&disk).unwrap();
+            let log = open(&disk).unwrap();
             log.settled().await;
             for (round, gives_up) in [(0, false), (1, false), (2, true)] {
                 disk.set_full(true);
