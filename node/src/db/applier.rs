@@ -145,7 +145,7 @@ impl Wal {
     /// Puts the index right after a writer that died: the header, if it stopped between the two copies;
     /// the count of backfilled frames, if it stopped while it started the log anew. `told` is what an app may have
     /// published since the last time. An error, with the index as it should be, if a stranger has changed it.
-    pub fn tidy(&self, holder: &Holder, told: Option<&Publication>) -> Result<IndexHeader, DbError> {
+    pub fn tidy(&self, holder: &Holder, told: Option<(Salts, FrameNo)>) -> Result<IndexHeader, DbError> {
         let region0 = holder.region(0)?;
         let index = |reason: String| DbError::Index { path: holder.path().to_owned(), reason };
         let header = wal_index::recover_header(region0);
