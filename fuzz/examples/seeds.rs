@@ -1,21 +1,13 @@
-//! Writes the seed corpora under `fuzz/seeds`, always the same: `cargo run --example seeds` in `fuzz/`.
+//! Writes the seed corpora under `fuzz/seeds`, always the same: `cargo run --example seeds` in `fuzz/`. Many are golden
+//! files (`tests/golden`), behind the bytes that tell the target what they are.
 
 use bytes::Bytes;
+use quire_fuzz::command::{Command, DbId, PartHead, TransactionHead};
 use quire_vfs::format::checksum::DbChecksum;
 use quire_vfs::format::transaction::{Before, Piece, TxnId, encode_head, encode_piece};
 use quire_vfs::format::wal::{ByteOrder, FrameHeader, Salts, WalHeader};
 use quire_vfs::format::{FrameNo, PageNo, PageSize};
 use quire_vfs::gate::proto::{Hello, Outcome, Refusal, RefusalCode, Request, Response, WalTarget};
-use std::path::Path;
-
-#[allow(dead_code, reason = "the encoder is all that is used")]
-#[path = "../../node/src/command.rs"]
-mod command;
-#[allow(dead_code, reason = "as above")]
-#[path = "../../node/src/name.rs"]
-mod name;
-
-use command::{Command, DbId, PartHead, TransactionHead};
 
 fn wal(order: ByteOrder, page_size: PageSize, frames: &[(u32, u32)]) -> Vec<u8> {
     let header = WalHeader { order, page_size, checkpoint_seq: 1, salts: Salts([7; 8]) };
@@ -117,5 +109,103 @@ fn main() -> std::io::Result<()> {
         write("gate_proto", name, &[&[1], &response.encode()[4..]].concat())?;
     }
     write("wal_index", "bytes", &[&[0u8][..], &[1; 64]].concat())?;
-    write("wal_index", "steps", &(1..=96).collect::<Vec<u8>>())
+    write("wal_index", "steps", &(1..=96).collect::<Vec<u8>>())?;
+
+    let golden = seeds.join("../../tests/golden");
+    let kept = |target: &str, first: &[u8], name: &str| {
+        let bytes = std::fs::read(golden.join(name))?;
+        write(target, name, &[first, &bytes].concat())
+    };
+    // Of a file of frames, each behind its length, each one.
+    let frames = |target: &str, first: &[u8], name: &str| {
+        let bytes = std::fs::read(golden.join(name))?;
+        let (mut rest, mut n) = (&bytes[..], 0);
+        while let Some((length, tail)) = rest.split_first_chunk::<4>() {
+            let (frame, tail) = tail.split_at(u32::from_le_bytes(*length) as usize);
+            write(target, &format!("{name}-{n}"), &[first, frame].concat())?;
+            (rest, n) = (tail, n + 1);
+        }
+        Ok::<_, std::io::Error>(())
+    };
+    for name in ["transaction-1-whole", "transaction-1-part", "transaction-1-last"] {
+        kept("transaction", &[0], name)?;
+    }
+    for name in ["vote-1-none", "vote-1-given", "vote-1-leader"] {
+        kept("vote", &[0, 0], name)?;
+    }
+    kept("raft_wire", &[0, 255, 3], "raft-1-calls")?;
+    kept("raft_wire", &[1], "raft-1-hellos")?;
+    frames("raft_wire", &[2], "raft-1-calls")?;
+    kept("raft_wire", &[3], "raft-1-append")?;
+    frames("raft_wire", &[4], "raft-1-append-results")?;
+    frames("raft_wire", &[5], "raft-1-vote-answers")?;
+    frames("raft_wire", &[6], "raft-1-transfer-answers")?;
+    kept("raft_wire", &[7], "membership-1")?;
+    kept("raft_wire", &[8], "raft-1-snapshot-offer")?;
+    for name in ["acquire", "propose", "release", "settle"] {
+        kept("peer_proto", &[0], &format!("writers-1-{name}"))?;
+    }
+    for name in ["leased", "refused", "done", "unknown", "not-leader"] {
+        kept("peer_proto", &[1], &format!("writers-1-{name}"))?;
+    }
+    kept("peer_proto", &[2], "statements-1-request")?;
+    kept("peer_proto", &[3], "statements-1-answer")?;
+    kept("peer_proto", &[4], "transfer-1-ask")?;
+    kept("peer_proto", &[5], "transfer-1-state")?;
+    let mut pages = vec![6, 0, 3, 0, 0, 0, 2, 0, 0, 0, 4, 0, 0, 0, 7, 0, 0, 0];
+    pages.resize(pages.len() + 1024, 9);
+    write("peer_proto", "pages", &pages)?;
+    for (first, name) in [(0, "manifest-2"), (1, "side-file-2"), (2, "incoming-1")] {
+        kept("node_files", &[first, 0], name)?;
+        kept("node_files", &[first, 1], name).and_then(|()| {
+            std::fs::rename(
+                seeds.join("node_files").join(name),
+                seeds.join("node_files").join(format!("{name}-mended")),
+            )
+        })?;
+        kept("node_files", &[first, 0], name)?;
+    }
+
+    for (name, body) in [
+        (
+            "statements",
+            r#"["SELECT 1", ["INSERT INTO t VALUES(?, ?, ?)", 1, -2.5, "x"], ["SELECT :a", {"a": null}]]"#,
+        ),
+        (
+            "values",
+            r#"[["x", true, false, null, [1, 2, 255], [], 9223372036854775808, "a\u00e9\ud83d\ude00"]]"#,
+        ),
+        ("wrong", r#"[["x", [256]], {"a": 1}, [[]], "a\u0000b"]"#),
+    ] {
+        write("http_statements", name, &[&[0u8][..], body.as_bytes()].concat())?;
+    }
+    write("http_statements", "text", b"\x01SELECT * FROM t WHERE a = 'b'")?;
+    for (name, script) in [
+        (
+            "dump",
+            "BEGIN TRANSACTION;\nCREATE TABLE t(a, \"b;c\");\nINSERT INTO t VALUES(1, 'x;''y');\nCOMMIT;\n",
+        ),
+        (
+            "trigger",
+            "CREATE TEMP TRIGGER r AFTER INSERT ON t BEGIN SELECT 1; UPDATE t SET a = [;]; END; SELECT 2;",
+        ),
+        ("comments", "-- a;\n/* b; */ SELECT `x;` /* * / ; **/; EXPLAIN CREATE TRIGGER"),
+    ] {
+        write("sql_script", name, script.as_bytes())?;
+    }
+    let users = r#"[{"username":"bob","password":"plain","perms":["query","execute"]},{"username":"*","perms":["ready"]},
+        {"username":"ann","password":"$argon2id$v=19$m=19456,t=2,p=1$c29tZXNhbHQ$GpZ3sK/oH9p7VIiV56G/64Zo/8GaUw434IimaPqxwCo",
+         "perms":["all"]}]"#;
+    write("config", "users", &[&[0u8][..], users.as_bytes()].concat())?;
+    write("config", "header", b"\x01Basic Ym9iOnNlOmNyZXQ=")?;
+    write("config", "plain", b"\x01bob:se:cret")?;
+
+    // What `Arbitrary` makes of these are steps.
+    for target in ["raft_log", "vote", "capture_model", "wal_model", "transaction"] {
+        for (name, factor) in [("steps-ascending", 1u8), ("steps-mixed", 37), ("steps-few", 64)] {
+            let bytes: Vec<u8> = (1..=192u8).map(|n| n.wrapping_mul(factor) | 1).collect();
+            write(target, name, &bytes)?;
+        }
+    }
+    Ok(())
 }

@@ -2,9 +2,9 @@
 //! then open the databases. Files are born with the right mode (by the umask), since SQLite makes some too.
 
 use nix::sys::stat::{Mode, umask};
-use nix::unistd::{Gid, Group, chown};
+use nix::unistd::{Gid, Group, chown, geteuid};
 use std::io;
-use std::os::unix::fs::PermissionsExt;
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
 /// Rights can't be set up.
@@ -17,6 +17,26 @@ pub enum AccessError {
         path: PathBuf,
         /// Why.
         error: io::Error,
+    },
+    /// Others may write.
+    #[error("{}: its mode {mode:04o} lets others than its owner change what is in it; run: chmod {cure} {}", path.display(), path.display())]
+    Loose {
+        /// The directory.
+        path: PathBuf,
+        /// Its mode.
+        mode: u32,
+        /// What to take away.
+        cure: &'static str,
+    },
+    /// It is somebody else's.
+    #[error("{}: it belongs to user {owner}, but this node runs as {user}; run the node as its owner, or: chown -R {user} {}", path.display(), path.display())]
+    Owner {
+        /// The directory.
+        path: PathBuf,
+        /// Whose it is.
+        owner: u32,
+        /// Who this is.
+        user: u32,
     },
     /// There is no such group.
     #[error("--socket-group {0}: there is no such group on this machine")]
@@ -45,6 +65,22 @@ impl Access {
         Ok(Access { group })
     }
 
+    /// Refuses a directory in which others could put files of theirs in the place of the node's. Whoever may read files
+    /// is decided by their own modes.
+    pub fn check(path: &Path, group_may_write: bool) -> Result<(), AccessError> {
+        let metadata =
+            std::fs::metadata(path).map_err(|error| AccessError::Io { path: path.to_owned(), error })?;
+        let (mode, owner, user) = (metadata.mode() & 0o7777, metadata.uid(), geteuid().as_raw());
+        if owner != user && user != 0 {
+            return Err(AccessError::Owner { path: path.to_owned(), owner, user });
+        }
+        let (loose, cure) = if group_may_write { (0o002, "o-w") } else { (0o022, "go-w") };
+        if mode & loose != 0 {
+            return Err(AccessError::Loose { path: path.to_owned(), mode, cure });
+        }
+        Ok(())
+    }
+
     /// Opens the way to the databases for the group: it may pass through `data_dir`, and files that are made
     /// in `db_dir` will be its own.
     pub fn share(&self, data_dir: &Path, db_dir: &Path) -> Result<(), AccessError> {
@@ -71,4 +107,36 @@ fn set_mode(path: &Path, mode: u32) -> Result<(), AccessError> {
 fn io_error(path: &Path) -> impl FnOnce(nix::errno::Errno) -> AccessError {
     let path = path.to_owned();
     move |errno| AccessError::Io { path, error: errno.into() }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn directories_that_others_may_change_are_refused_with_the_cure() {
+        let dir = tempfile::tempdir().unwrap();
+        for (mode, alone, shared) in [
+            (0o700, true, true),
+            (0o755, true, true),
+            (0o711, true, true),
+            (0o770, false, true),
+            (0o2770, false, true),
+            (0o777, false, false),
+            (0o1777, false, false),
+            (0o702, false, false),
+        ] {
+            set_mode(dir.path(), mode).unwrap();
+            for (group, fine) in [(false, alone), (true, shared)] {
+                match Access::check(dir.path(), group) {
+                    Ok(()) => assert!(fine, "{mode:04o} {group}"),
+                    Err(why) => {
+                        let why = why.to_string();
+                        let cure = if group { "chmod o-w" } else { "chmod go-w" };
+                        assert!(!fine && why.contains(&format!("{mode:04o}")) && why.contains(cure), "{why}");
+                    }
+                }
+            }
+        }
+    }
 }

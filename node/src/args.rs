@@ -172,12 +172,24 @@ pub struct NodeArgs {
     /// Checkpoint a database when its WAL holds this much [default: 16].
     #[arg(long, env = "QUIRE_CHECKPOINT_MIB", value_name = "MIB")]
     pub checkpoint_mib: Option<u64>,
+    /// Entries of a database that wait while an app on this node stands still, in MiB. For tests.
+    #[arg(long, env = "QUIRE_QUEUE_MIB", value_name = "MIB", hide = true)]
+    pub queue_mib: Option<usize>,
+    /// Keep so many databases open at most, not counting those that are in use [default: 256].
+    #[arg(long, env = "QUIRE_MAX_OPEN_DATABASES", value_name = "N")]
+    pub max_open_databases: Option<usize>,
+    /// Close a database that nobody has used for so long; it is opened again when it is needed [default: 300000].
+    #[arg(long, env = "QUIRE_IDLE_TIMEOUT_MS", value_name = "MS")]
+    pub idle_timeout_ms: Option<u64>,
     /// Keep at least this much of the Raft log, for members that lag, when it is purged [default: 64].
     #[arg(long, env = "QUIRE_LOG_RETAIN_MIB", value_name = "MIB")]
     pub log_retain_mib: Option<u64>,
     /// Look for damaged pages in the background at this rate, in MiB per second; 0: never [default: 4].
     #[arg(long, env = "QUIRE_SCRUB_RATE_MIB", value_name = "MIB")]
     pub scrub_rate_mib: Option<u64>,
+    /// Pause between two such looks at all of a database, in seconds [default: 3600].
+    #[arg(long, env = "QUIRE_SCRUB_PAUSE_S", value_name = "S")]
+    pub scrub_pause_s: Option<u32>,
     /// Threads that serve HTTP [default: half as many as the machine has processors].
     #[arg(long, env = "QUIRE_HTTP_THREADS", value_name = "N")]
     pub http_threads: Option<usize>,
@@ -222,8 +234,12 @@ impl NodeArgs {
             election_timeout_ms: self.election_timeout_ms.or(file.election_timeout_ms),
             log_segment_mib: self.log_segment_mib.or(file.log_segment_mib),
             checkpoint_mib: self.checkpoint_mib.or(file.checkpoint_mib),
+            queue_mib: self.queue_mib.or(file.queue_mib),
+            max_open_databases: self.max_open_databases.or(file.max_open_databases),
+            idle_timeout_ms: self.idle_timeout_ms.or(file.idle_timeout_ms),
             log_retain_mib: self.log_retain_mib.or(file.log_retain_mib),
             scrub_rate_mib: self.scrub_rate_mib.or(file.scrub_rate_mib),
+            scrub_pause_s: self.scrub_pause_s.or(file.scrub_pause_s),
             http_threads: self.http_threads.or(file.http_threads),
             auth: self.auth.or(file.auth),
             http_cert: self.http_cert.or(file.http_cert),
@@ -568,6 +584,31 @@ pub struct BenchArgs {
 pub enum BenchWhat {
     /// Measure one-row inserts over HTTP, on any server with rqlite's API.
     Http(BenchHttpArgs),
+    /// Measure writers on a leader and on a follower, both in turn, and of several databases.
+    Writers(BenchWritersArgs),
+}
+
+/// Flags of `quire bench writers`.
+#[derive(Clone, Debug, Args)]
+pub struct BenchWritersArgs {
+    /// Number of nodes.
+    #[arg(long, default_value_t = 3, value_name = "N", value_parser = clap::value_parser!(u32).range(2..=9))]
+    pub nodes: u32,
+    /// Databases that are written at the same time.
+    #[arg(long, default_value_t = 8, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=256))]
+    pub databases: u32,
+    /// Seconds per measurement, of which there are five in a turn.
+    #[arg(long, default_value_t = 2, value_name = "S", value_parser = clap::value_parser!(u64).range(1..))]
+    pub seconds: u64,
+    /// Turns.
+    #[arg(long, default_value_t = 3, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
+    pub turns: u32,
+    /// The loadable extension [default: beside this program].
+    #[arg(long, env = "QUIRE_EXTENSION", value_name = "FILE")]
+    pub extension: Option<PathBuf>,
+    /// Print JSON.
+    #[arg(long)]
+    pub json: bool,
 }
 
 /// Flags of `quire bench http`.

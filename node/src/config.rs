@@ -1,6 +1,7 @@
 //! A node's configuration, validated. What a user may write stands in [`crate::args`].
 
 use crate::args::NodeArgs;
+use crate::db::registry::Keep;
 use quire_vfs::gate::proto::PART_BYTES;
 use std::net::SocketAddr;
 use std::path::PathBuf;
@@ -43,12 +44,18 @@ pub struct Config {
     pub limits: Limits,
     /// A WAL with so many bytes of pages is checkpointed.
     pub checkpoint_bytes: u64,
+    /// Bytes of entries that wait in each database while an app keeps this node from applying them.
+    pub queue_bytes: usize,
+    /// How many databases are kept open that nobody uses, and for how long.
+    pub keep: Keep,
     /// Bytes of log that a purge leaves.
     pub log_retain_bytes: u64,
     /// How long a writer may hold the lease without progress while others wait.
     pub lease_timeout: Duration,
     /// Bytes that are scrubbed in a second; 0: none.
     pub scrub_bytes_per_second: u64,
+    /// Pause between two scrubs of all of a database.
+    pub scrub_pause: Duration,
     /// Threads that serve HTTP.
     pub http_threads: usize,
     /// Who may use HTTP.
@@ -169,6 +176,14 @@ impl Config {
         if !(1..=65_536).contains(&checkpoint_mib) {
             return bad("--checkpoint-mib", format!("{checkpoint_mib} is not from 1 to 65536"));
         }
+        let most = args.max_open_databases.unwrap_or(256);
+        if !(1..=65_536).contains(&most) {
+            return bad("--max-open-databases", format!("{most} is not from 1 to 65536"));
+        }
+        let idle = args.idle_timeout_ms.unwrap_or(300_000);
+        if !(100..=86_400_000).contains(&idle) {
+            return bad("--idle-timeout-ms", format!("{idle} is not from 100 to 86400000"));
+        }
         let max_transaction = match args.max_transaction_mib.unwrap_or(0) {
             0 => u64::MAX,
             mib => mib.saturating_mul(1 << 20),
@@ -206,9 +221,12 @@ impl Config {
             segment_bytes: segment_mib << 20,
             limits: Limits { commit_deadline, max_transaction, part_bytes: part_kib << 10 },
             checkpoint_bytes: checkpoint_mib << 20,
+            queue_bytes: args.queue_mib.unwrap_or(64).clamp(1, 4096) << 20,
+            keep: Keep { most, idle: Duration::from_millis(idle) },
             lease_timeout: Duration::from_millis(lease_timeout),
             log_retain_bytes: log_retain_mib << 20,
             scrub_bytes_per_second: scrub_rate_mib << 20,
+            scrub_pause: Duration::from_secs(args.scrub_pause_s.unwrap_or(3600).into()),
             http_threads,
             auth: args.auth,
             https,

@@ -1,20 +1,5 @@
 //! What a node asks of the leader for its writers: leases, proposals, and what became of them; over Raft's request
-//! streams. The leader's answers are those of the database's lessor ([`crate::db::lessor`]).
-//!
-//! ```text
-//! request                                             answer
-//!   0 u8 kind, u8 version 1, u8 flags, 5 × 0            0 u8 kind, u8 code, 6 × 0
-//!   8 u64 database                                      1 Leased   8 u64 token · 16 u64 term · 24 u64 head
-//!   1 Acquire  16 u64 session · 24 u64 ticket           2 Refused  code of the refusal · 8 message, UTF-8
-//!              32 u64 life · 40 u32 wait in ms          3 Done     8 u64 index, or 0
-//!              44 u32 attempts before
-//!   2 Propose  16 u64 token · 24 an entry               4 Unknown  8 message
-//!   3 Release  flags 1: linger · 16 u64 token           5 NotLeader
-//!   4 Settle   16 u64 token · 24 u64 life · 32 [u8;16] transaction
-//! ```
-//!
-//! The kinds are below any byte that JSON begins with, which other requests of nodes are in (`peers.rs`), and below that of
-//! SQL that is sent on ([`crate::sql::forward`]).
+//! streams. The leader's answers are those of the database's lessor ([`crate::db::lessor`]). The bytes: `message.rs`.
 //!
 //! - **Acquire** is answered when the lease is had, or the wait is over. It is asked again, over elections, for as long
 //!   as the session waits. A lease that comes too late goes back.
@@ -28,14 +13,19 @@
 //! The outcome itself doesn't come by an answer: this node learns it from its own log. The leader therefore tells
 //! members that ask for something of commits at once (`Raft::hurry`).
 
+pub(crate) mod message;
+
+use crate::clock;
 use crate::command::{Command, DbId};
-use crate::core::lease::{Lease, SessionId, Who};
+use crate::core::lease::{SessionId, Who};
 use crate::db::database::{Database, Work};
 use crate::db::gate::{Asked, Route};
 use crate::db::lessor::Bid;
 use crate::node::Node;
 use crate::peers::nonce;
-use bytes::{BufMut, Bytes, BytesMut};
+use bytes::Bytes;
+pub(crate) use message::is_one;
+use message::{Answer, Request};
 use quire_raft::{NodeId, ProposeError, RequestError};
 use quire_vfs::format::transaction::TxnId;
 use quire_vfs::gate::proto::{Refusal, RefusalCode};
@@ -44,9 +34,6 @@ use std::time::{Duration, Instant};
 use tokio::time::timeout;
 use tracing::{debug, warn};
 
-const VERSION: u8 = 1;
-/// Bytes of a request before what is of its kind.
-const HEAD: usize = 16;
 /// Requests for a lease that a node has on their way; more wait here. Fewer than a connection has streams, so that
 /// they can't keep out the proposals that they wait for.
 pub const MAX_ASKING: usize = 160;
@@ -58,6 +45,8 @@ const MAX_WAIT: Duration = Duration::from_secs(10);
 const SLACK: Duration = Duration::from_secs(2);
 /// For a proposal's fate: longer than Raft takes to give one up.
 const PROPOSE: Duration = Duration::from_secs(40);
+/// For the leader to open a database's files.
+const OPEN: Duration = Duration::from_secs(5);
 /// For a request that is answered at once.
 const PROMPT: Duration = Duration::from_secs(5);
 /// For a barrier, and what has to be with Raft before it.
@@ -68,139 +57,6 @@ const SETTLE_PAUSE: Duration = Duration::from_millis(250);
 /// No lease has it.
 const NO_TOKEN: u64 = 0;
 
-/// A request.
-#[derive(Clone, Debug, PartialEq, Eq)]
-enum Request {
-    Acquire { database: DbId, session: SessionId, ticket: u64, life: u64, wait_ms: u32, attempts: u32 },
-    Propose { database: DbId, token: u64, command: Bytes },
-    Release { database: DbId, token: u64, linger: bool },
-    Settle { database: DbId, token: u64, life: u64, id: TxnId },
-}
-
-/// The answer.
-#[derive(Clone, Debug, PartialEq, Eq)]
-enum Answer {
-    Leased(Lease),
-    Refused(Refusal),
-    Done(u64),
-    Unknown(String),
-    NotLeader,
-}
-
-fn word(bytes: &[u8], at: usize) -> Option<u64> {
-    bytes.get(at..)?.first_chunk::<8>().map(|chunk| u64::from_le_bytes(*chunk))
-}
-
-impl Request {
-    /// The bytes; of a Propose, those before its entry.
-    fn encode(&self) -> Bytes {
-        let (kind, flags, database, words) = match self {
-            Request::Acquire { database, session, ticket, life, wait_ms, attempts } => {
-                let both = u64::from(*wait_ms) | u64::from(*attempts) << 32;
-                (1, 0, database, vec![*session, *ticket, *life, both])
-            }
-            Request::Propose { database, token, .. } => (2, 0, database, vec![*token]),
-            Request::Release { database, token, linger } => (3, u8::from(*linger), database, vec![*token]),
-            Request::Settle { database, token, life, .. } => (4, 0, database, vec![*token, *life]),
-        };
-        let mut out = BytesMut::with_capacity(64);
-        out.put_slice(&[kind, VERSION, flags, 0, 0, 0, 0, 0]);
-        out.put_u64_le(database.0);
-        words.into_iter().for_each(|word| out.put_u64_le(word));
-        if let Request::Settle { id, .. } = self {
-            out.put_slice(&id.0);
-        }
-        out.freeze()
-    }
-
-    /// Reads one; the entry of a Propose stays where it is.
-    fn decode(bytes: &Bytes) -> Option<Request> {
-        let [kind, VERSION, flags @ (0 | 1), 0, 0, 0, 0, 0] = *bytes.first_chunk::<8>()? else { return None };
-        let database = DbId(word(bytes, 8)?);
-        let word = |n: usize| word(bytes, HEAD + 8 * n);
-        let (request, len) = match kind {
-            1 => {
-                let (session, ticket, life, both) = (word(0)?, word(1)?, word(2)?, word(3)?);
-                let (wait_ms, attempts) = (both as u32, (both >> 32) as u32);
-                (Request::Acquire { database, session, ticket, life, wait_ms, attempts }, 48)
-            }
-            2 => {
-                let (token, command) = (word(0)?, bytes.slice(HEAD + 8..));
-                (Request::Propose { database, token, command }, bytes.len())
-            }
-            3 => (Request::Release { database, token: word(0)?, linger: flags == 1 }, 24),
-            4 => {
-                let id = TxnId(*bytes.get(32..)?.first_chunk()?);
-                (Request::Settle { database, token: word(0)?, life: word(1)?, id }, 48)
-            }
-            _ => return None,
-        };
-        (bytes.len() == len && (flags == 0 || kind == 3)).then_some(request)
-    }
-
-    fn database(&self) -> DbId {
-        match self {
-            Request::Acquire { database, .. }
-            | Request::Propose { database, .. }
-            | Request::Release { database, .. }
-            | Request::Settle { database, .. } => *database,
-        }
-    }
-}
-
-impl Answer {
-    fn refused(why: impl Into<String>) -> Answer {
-        Answer::Refused(Refusal::new(RefusalCode::Unavailable, why))
-    }
-
-    fn encode(&self) -> Bytes {
-        let mut out = BytesMut::with_capacity(64);
-        let mut head = |kind: u8, code: u8| out.put_slice(&[kind, code, 0, 0, 0, 0, 0, 0]);
-        match self {
-            Answer::Leased(lease) => {
-                head(1, 0);
-                [lease.token, lease.term, lease.head].into_iter().for_each(|word| out.put_u64_le(word));
-            }
-            Answer::Refused(refusal) => {
-                head(2, refusal.code as u8);
-                out.put_slice(refusal.message.as_bytes());
-            }
-            Answer::Done(index) => {
-                head(3, 0);
-                out.put_u64_le(*index);
-            }
-            Answer::Unknown(why) => {
-                head(4, 0);
-                out.put_slice(why.as_bytes());
-            }
-            Answer::NotLeader => head(5, 0),
-        }
-        out.freeze()
-    }
-
-    fn decode(bytes: &[u8]) -> Option<Answer> {
-        let [kind, code, 0, 0, 0, 0, 0, 0] = *bytes.first_chunk::<8>()? else { return None };
-        let text = || String::from_utf8_lossy(bytes.get(8..).unwrap_or_default()).into_owned();
-        Some(match kind {
-            1 => Answer::Leased(Lease {
-                token: word(bytes, 8)?,
-                term: word(bytes, 16)?,
-                head: word(bytes, 24)?,
-            }),
-            2 => Answer::Refused(Refusal::new(RefusalCode::from_byte(code)?, text())),
-            3 => Answer::Done(word(bytes, 8)?),
-            4 => Answer::Unknown(text()),
-            5 => Answer::NotLeader,
-            _ => return None,
-        })
-    }
-}
-
-/// Whether a request of another node is one of these.
-pub fn is_one(bytes: &[u8]) -> bool {
-    bytes.first().is_some_and(|kind| *kind < 0x10)
-}
-
 /// The answer of a node that isn't there yet.
 pub fn starting() -> Bytes {
     Answer::refused("the node is starting").encode()
@@ -210,9 +66,7 @@ pub fn starting() -> Bytes {
 pub async fn serve(node: &Arc<Node>, from: NodeId, bytes: &Bytes) -> Bytes {
     let answer = match Request::decode(bytes) {
         Some(request) => answer(node, from, request).await,
-        None => {
-            Answer::refused("the request makes no sense to this node: is it of another version of Quire?")
-        }
+        None => Answer::refused(message::why_not(bytes)),
     };
     answer.encode()
 }
@@ -225,16 +79,21 @@ async fn answer(node: &Arc<Node>, from: NodeId, request: Request) -> Answer {
     if !status.peers.contains_key(&from) {
         return Answer::refused(format!("node {from} is not a member of this cluster"));
     }
-    let Some(database) = node.registry().get(request.database()) else {
-        return Answer::refused("the leader does not know the database yet");
+    let database = match timeout(OPEN, node.registry().open(request.database())).await {
+        Ok(Ok(Some(database))) => database,
+        Ok(Ok(None)) => return Answer::refused("the leader does not know the database yet"),
+        Ok(Err(why)) => return Answer::refused(format!("on the leader, {why}")),
+        Err(_) => return Answer::refused("the leader has not opened the database in time"),
     };
     match request {
         Request::Acquire { session, ticket, life, wait_ms, attempts, .. } => {
             if let Some(why) = node.disk_full() {
-                return Answer::Refused(Refusal::new(RefusalCode::Full, why));
+                // It hands over, if anybody can lead; who waits for that a moment finds another leader.
+                let why = format!("the disk of the leader, node {}, is full: {why}", node.id());
+                return Answer::Refused(Refusal::new(RefusalCode::Unavailable, why));
             }
-            node.raft().hurry(from);
-            let deadline = Instant::now() + Duration::from_millis(wait_ms.into()).min(MAX_WAIT);
+            node.consensus().hurry(from);
+            let deadline = clock::now() + Duration::from_millis(wait_ms.into()).min(MAX_WAIT);
             let mut lease = database.lease(Who { node: from, session }, (ticket, attempts), life, deadline);
             let answer = loop {
                 match tokio::time::timeout_at(deadline.into(), &mut lease).await {
@@ -244,11 +103,11 @@ async fn answer(node: &Arc<Node>, from: NodeId, request: Request) -> Answer {
                     Err(_) => database.expire(),
                 }
             };
-            node.raft().hurry(from);
+            node.consensus().hurry(from);
             answer
         }
         Request::Propose { token, command, .. } => {
-            node.raft().hurry(from);
+            node.consensus().hurry(from);
             let bid = Bid::of(&command).and_then(|bid| {
                 let is_it = bid.database == database.id;
                 if is_it { Ok(bid) } else { Err("it is of another database".into()) }
@@ -259,7 +118,7 @@ async fn answer(node: &Arc<Node>, from: NodeId, request: Request) -> Answer {
                     // Not to be cut off halfway.
                     let (node, command) = (node.clone(), command);
                     let proposing =
-                        tokio::spawn(async move { propose_here(&node, &database, id, command).await });
+                        node.clone().spawn(async move { propose_here(&node, &database, id, command).await });
                     match proposing.await {
                         Ok(Fate::Decided) => Answer::Done(0),
                         Ok(Fate::NotProposed(why)) => Answer::refused(why),
@@ -298,13 +157,13 @@ pub enum Fate {
 /// Proposes an entry that the lessor, this node, has let through.
 async fn propose_here(node: &Arc<Node>, database: &Arc<Database>, id: TxnId, command: Bytes) -> Fate {
     let flight = database.flight(id);
-    match node.raft().propose(command).await {
+    match node.consensus().propose(command).await {
         Ok(_) => Fate::Decided,
         Err(ProposeError::Unknown { reason, .. }) => {
             if let Some(flight) = flight {
                 database.is_sent(flight);
                 // Until it is certain, no lease is granted.
-                tokio::spawn(land(node.clone(), database.clone(), flight));
+                node.spawn(land(node.clone(), database.clone(), flight));
             }
             Fate::Unknown(reason)
         }
@@ -333,7 +192,7 @@ async fn land(node: Arc<Node>, database: Arc<Database>, flight: u64) {
 
 /// Appends an entry behind everything that Raft has.
 async fn barrier(node: &Node) -> Answer {
-    match timeout(SETTLE, node.raft().propose(Command::Barrier { nonce: nonce() }.encode())).await {
+    match timeout(SETTLE, node.consensus().propose(Command::Barrier { nonce: nonce() }.encode())).await {
         Ok(Ok(position)) => Answer::Done(position.index),
         Ok(Err(ProposeError::NotLeader { .. })) => Answer::NotLeader,
         Ok(Err(error)) => Answer::refused(error.to_string()),
@@ -354,7 +213,7 @@ pub async fn propose(
     }
     let request = Request::Propose { database: database.id, token: route.token, command: Bytes::new() };
     let parts = vec![request.encode(), command];
-    match node.raft().request_parts(route.lessor, parts, PROPOSE).await {
+    match node.consensus().request(route.lessor, parts, PROPOSE).await {
         Ok(bytes) => match Answer::decode(&bytes) {
             Some(Answer::Done(_)) => Fate::Decided,
             Some(Answer::Refused(refusal)) => Fate::NotProposed(refusal.message),
@@ -383,9 +242,9 @@ pub async fn acquire(
     };
     // In vain: then its time is over, and it is told so.
     let Ok(Some(_places)) = tokio::time::timeout_at(deadline.into(), places).await else { return };
-    let mut status = node.raft().watch();
+    let mut status = node.consensus().watch();
     let life = node.life();
-    while Instant::now() < deadline {
+    while clock::now() < deadline {
         status.mark_unchanged();
         let refusal = match database.ask_here(session, ticket) {
             Asked::Over => return,
@@ -404,11 +263,11 @@ pub async fn acquire(
             let _ = timeout(PAUSE, status.changed()).await;
             continue;
         };
-        let wait = deadline.saturating_duration_since(Instant::now());
+        let wait = deadline.saturating_duration_since(clock::now());
         let (database_id, wait_ms) = (database.id, wait.as_millis().min(u32::MAX.into()) as u32);
         let request = Request::Acquire { database: database_id, session, ticket, life, wait_ms, attempts };
         database.is_asking(session, ticket);
-        let asked = node.raft().request(leader, request.encode(), wait + SLACK);
+        let asked = node.consensus().request(leader, vec![request.encode()], wait + SLACK);
         let deposed = async { status.wait_for(|status| status.term > now.term).await.map(drop) };
         let why = tokio::select! {
             biased;
@@ -424,7 +283,7 @@ pub async fn acquire(
         };
         debug!(database = database.name, session, leader, "no lease yet: {why}");
         database.has_not(session, ticket, why);
-        tokio::time::sleep(PAUSE.min(deadline.saturating_duration_since(Instant::now()))).await;
+        tokio::time::sleep(PAUSE.min(deadline.saturating_duration_since(clock::now()))).await;
     }
     database.expire();
 }
@@ -438,7 +297,7 @@ pub async fn release(node: Arc<Node>, lessor: NodeId, database: DbId, token: u64
     const ATTEMPTS: u32 = 3;
     let request = Request::Release { database, token, linger }.encode();
     for _ in 0..ATTEMPTS {
-        match node.raft().request(lessor, request.clone(), PROMPT).await {
+        match node.consensus().request(lessor, vec![request.clone()], PROMPT).await {
             Ok(_) => return,
             Err(error) => debug!(%database, lessor, "a lease was not given back: {error}"),
         }
@@ -468,7 +327,7 @@ async fn settle(node: &Arc<Node>, database: &Arc<Database>, token: u64, id: TxnI
         Some(leader) if leader == node.id() => settle_here(node, database, (leader, life, token), id).await,
         Some(leader) => {
             let request = Request::Settle { database: database.id, token, life, id }.encode();
-            let answered = node.raft().request(leader, request, 2 * SETTLE + SLACK).await;
+            let answered = node.consensus().request(leader, vec![request], 2 * SETTLE + SLACK).await;
             let bytes = answered.map_err(|error| format!("leader (node {leader}): {error}"))?;
             Answer::decode(&bytes).ok_or("the leader's answer makes no sense")?
         }
@@ -495,8 +354,8 @@ pub async fn conclude(node: &Arc<Node>, database: &Arc<Database>, id: TxnId, tok
                 return database.enqueue(Work::Conclude(id));
             }
             // Not given up when the app is: while it is pending, the database grants no lease.
-            Err(why) if complained.is_none_or(|at| at.elapsed() > Duration::from_secs(5)) => {
-                complained = Some(Instant::now());
+            Err(why) if complained.is_none_or(|at| clock::since(at) > Duration::from_secs(5)) => {
+                complained = Some(clock::now());
                 warn!(database = database.name, transaction = %id, "can't be resolved yet: {why}");
             }
             Err(_) => {}
@@ -508,89 +367,4 @@ pub async fn conclude(node: &Arc<Node>, database: &Arc<Database>, id: TxnId, tok
 /// An entry after which it is certain what became of a transaction: it is in the log by then, or never will be.
 pub async fn certainty(node: &Arc<Node>, database: &Arc<Database>, id: TxnId) -> Result<u64, String> {
     settle(node, database, NO_TOKEN, id).await
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use proptest::prelude::*;
-
-    fn request() -> impl Strategy<Value = Request> {
-        prop_oneof![
-            any::<(u64, u64, u64, u64, u32, u32)>().prop_map(
-                |(db, session, ticket, life, wait_ms, attempts)| {
-                    Request::Acquire { database: DbId(db), session, ticket, life, wait_ms, attempts }
-                }
-            ),
-            any::<(u64, u64, Vec<u8>)>().prop_map(|(db, token, command)| Request::Propose {
-                database: DbId(db),
-                token,
-                command: command.into()
-            }),
-            any::<(u64, u64, bool)>().prop_map(|(db, token, linger)| Request::Release {
-                database: DbId(db),
-                token,
-                linger
-            }),
-            any::<(u64, u64, u64, [u8; 16])>().prop_map(|(db, token, life, id)| Request::Settle {
-                database: DbId(db),
-                token,
-                life,
-                id: TxnId(id)
-            }),
-        ]
-    }
-
-    fn answer() -> impl Strategy<Value = Answer> {
-        prop_oneof![
-            any::<(u64, u64, u64)>().prop_map(|(token, term, head)| Answer::Leased(Lease {
-                token,
-                term,
-                head
-            })),
-            (0u8..7, "\\PC{0,40}").prop_map(|(code, why)| {
-                Answer::Refused(Refusal::new(RefusalCode::from_byte(code).unwrap(), why))
-            }),
-            any::<u64>().prop_map(Answer::Done),
-            "\\PC{0,40}".prop_map(Answer::Unknown),
-            Just(Answer::NotLeader),
-        ]
-    }
-
-    proptest! {
-        #[test]
-        fn requests_round_trip(request in request(), cut in any::<proptest::sample::Index>()) {
-            let mut bytes = request.encode().to_vec();
-            if let Request::Propose { command, .. } = &request {
-                bytes.extend_from_slice(command);
-            }
-            prop_assert!(is_one(&bytes));
-            let bytes = Bytes::from(bytes);
-            prop_assert_eq!(Request::decode(&bytes), Some(request.clone()));
-            if !matches!(request, Request::Propose { .. }) {
-                prop_assert_eq!(Request::decode(&bytes.slice(..cut.index(bytes.len()))), None);
-            }
-        }
-
-        #[test]
-        fn answers_round_trip(answer in answer()) {
-            prop_assert_eq!(Answer::decode(&answer.encode()), Some(answer));
-        }
-
-        #[test]
-        fn any_bytes_are_taken(bytes in proptest::collection::vec(any::<u8>(), 0..80), kind in 0u8..7) {
-            let _ = Answer::decode(&bytes);
-            let mut bytes = bytes;
-            bytes.splice(0..0, [kind, 1, 0, 0, 0, 0, 0, 0]);
-            let _ = Answer::decode(&bytes);
-            let _ = Request::decode(&bytes.into());
-        }
-    }
-
-    #[test]
-    fn requests_in_json_are_none_of_these() {
-        for json in ["\"Hello\"", "{\"Remove\":{}}", " {}"] {
-            assert!(!is_one(json.as_bytes()), "{json}");
-        }
-    }
 }

@@ -1,5 +1,6 @@
 //! Whether this node may hand out leases: what Raft says of it, and what the state machine has seen.
 
+use crate::clock;
 use quire_raft::{RaftStatus, ServerState};
 use quire_vfs::gate::proto::{Refusal, RefusalCode};
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -61,7 +62,7 @@ impl Leadership {
         let Some(status) = self.status.get() else { return false };
         let status = status.borrow();
         let last = status.heard.get(&node).map_or(since, |&heard| heard.max(since));
-        status.peers.contains_key(&node) && last.elapsed() <= self.freshness
+        status.peers.contains_key(&node) && clock::since(last) <= self.freshness
     }
 
     /// Raft's status, once it has started.
@@ -93,7 +94,7 @@ impl Leadership {
                 None => unavailable("there is no leader at present; try again"),
             });
         }
-        let fresh = status.quorum_acked.is_none_or(|at| at.elapsed() <= self.freshness);
+        let fresh = status.quorum_acked.is_none_or(|at| clock::since(at) <= self.freshness);
         if !fresh && status.voters.len() > 1 {
             return Err(unavailable("the leader does not hear from a quorum; try again"));
         }

@@ -8,15 +8,22 @@ pub mod access;
 pub mod api;
 #[allow(missing_docs, reason = "clap shows the documentation of each flag; the types only group them")]
 pub mod args;
+pub(crate) mod blocking;
 pub mod cli;
+pub(crate) mod clock;
 pub mod command;
 pub mod config;
+pub mod consensus;
 pub mod core;
 pub mod db;
 pub mod dump;
 pub mod forward;
+pub mod full_disk;
 pub mod gate;
+#[cfg(test)]
+mod golden;
 pub mod leadership;
+pub mod limits;
 pub mod load;
 pub mod machine;
 pub mod manifest;
@@ -27,6 +34,8 @@ pub mod peers;
 pub mod recover;
 pub mod repair;
 pub mod script;
+#[cfg(test)]
+mod sim;
 pub mod splitter;
 pub mod sql;
 pub mod stop;

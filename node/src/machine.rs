@@ -11,8 +11,9 @@
 
 use crate::command::{Command, DbId};
 use crate::db::DbError;
+use crate::db::closed::Entry;
 use crate::db::context::Context;
-use crate::db::database::{Database, Work};
+use crate::db::database::{Database, Progress};
 use crate::db::install::InstallError;
 use crate::db::registry::Registry;
 use crate::manifest::{Dropped, Manifest, ManifestError};
@@ -95,7 +96,7 @@ impl Machine {
             if registry.was_dropped(*id, name)? {
                 dropped.push(Dropped { id: *id, by: None, name: name.clone() });
             } else {
-                registry.open(*id, name, *page_size)?;
+                registry.start(*id, name, *page_size)?;
             }
         }
         let state = State { taken: manifest.position, manifest, memberships: Vec::new(), dropped };
@@ -130,11 +131,12 @@ impl Machine {
 
     /// A database that a snapshot contains: the one that is there, or the files of a new one.
     fn prepare(&self, id: DbId, name: &str, page_size: PageSize) -> io::Result<Arc<Database>> {
+        let known = self.context.runtime.block_on(self.registry.open(id)).map_err(io::Error::other)?;
         let mut prepared = self.prepared();
-        if let Some(database) = self.registry.get(id).or_else(|| prepared.get(&id).cloned()) {
+        if let Some(database) = known.or_else(|| prepared.get(&id).cloned()) {
             return Ok(database);
         }
-        if self.registry.find(name).is_some() {
+        if self.registry.id_of(name).is_some() {
             return Err(io::Error::other(format!("there is another database {name} here")));
         }
         let position = LogPosition { index: id.0, ..LogPosition::default() };
@@ -171,6 +173,12 @@ impl Machine {
         self.fetched.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// New databases that are on their way to this node, and how far their state has come.
+    pub fn arriving(&self) -> Vec<(String, Progress)> {
+        let prepared = self.prepared();
+        prepared.values().filter_map(|db| Some((db.name.clone(), db.status().transfer?))).collect()
+    }
+
     /// The index of the last entry that was taken, as it moves.
     pub fn taken(&self) -> watch::Receiver<Option<u64>> {
         self.taken.subscribe()
@@ -179,28 +187,20 @@ impl Machine {
     fn take(&self, state: &mut State, entry: Committed) -> Result<(), DbError> {
         let Committed { position, payload } = entry;
         if self.context.leadership.saw_term(position.term) {
-            for database in self.registry.all() {
-                database.take_term(position.term);
-            }
+            self.registry.take_term(position.term);
         }
         match payload {
             Payload::Blank => {}
             Payload::Membership(bytes) => state.memberships.push((position.index, bytes.to_vec())),
             Payload::Command(bytes) => match Command::decode(&bytes) {
                 Ok(Command::Transaction { head, body }) => {
-                    if let Some(database) = self.registry.get(head.database) {
-                        database.take(position, head, body);
-                    }
+                    self.registry.hand(head.database, Entry::Transaction { position, head, body });
                 }
                 Ok(Command::Part { head, body }) => {
-                    if let Some(database) = self.registry.get(head.database) {
-                        database.take_part(position, &head, body);
-                    }
+                    self.registry.hand(head.database, Entry::Part { position, head, body });
                 }
                 Ok(Command::Void { database, transaction: id }) => {
-                    if let Some(database) = self.registry.get(database) {
-                        database.take_void(position.index, id);
-                    }
+                    self.registry.hand(database, Entry::Void { index: position.index, id });
                 }
                 Ok(Command::CreateDatabase { name, page_size }) => {
                     // A snapshot that was not installed after all may have brought its files.
@@ -223,9 +223,7 @@ impl Machine {
                 }
                 Ok(Command::Barrier { .. }) => {}
                 Ok(Command::Verify { files, scrub, .. }) => {
-                    for database in self.registry.all() {
-                        database.enqueue(Work::Verify { index: position.index, files, scrub });
-                    }
+                    self.registry.verify(position.index, files, scrub);
                 }
                 Err(error) => {
                     let path = PathBuf::from(format!("log entry {position}"));
@@ -270,11 +268,11 @@ impl Machine {
     /// All databases have at least the state of a snapshot: so has the manifest.
     fn adopt(&self, applied: AppliedState, dropped: Vec<Dropped>) -> io::Result<()> {
         let _one = self.storing.lock().unwrap_or_else(PoisonError::into_inner);
-        let databases = self.registry.all();
+        let databases = self.registry.known();
         let manifest = Manifest {
             position: applied.position,
             membership: applied.membership.map(|bytes| bytes.to_vec()).unwrap_or_default(),
-            databases: databases.iter().map(|db| (db.id, db.page_size, db.name.clone())).collect(),
+            databases: databases.into_iter().map(|db| (db.id, db.page_size, db.name)).collect(),
             dropped,
             ahead: true,
         };
@@ -291,7 +289,7 @@ impl Machine {
         if let Some(LogPosition { term, .. }) = state.taken
             && self.context.leadership.saw_term(term)
         {
-            databases.iter().for_each(|database| database.take_term(term));
+            self.registry.take_term(term);
         }
         Ok(())
     }
@@ -299,9 +297,8 @@ impl Machine {
     /// What the manifest may say now; `None` if it has nothing new to say.
     fn next_manifest(&self, state: &State) -> Option<Manifest> {
         let mut position = state.taken?;
-        let databases = self.registry.all();
-        for database in &databases {
-            let (durable, is_dirty) = database.durable();
+        let databases = self.registry.known();
+        for (durable, is_dirty) in databases.iter().map(|database| database.durable) {
             if is_dirty && durable.index < position.index {
                 position = durable;
             }
@@ -315,7 +312,7 @@ impl Machine {
         Some(Manifest {
             position: Some(position),
             membership: membership.clone(),
-            databases: databases.iter().map(|db| (db.id, db.page_size, db.name.clone())).collect(),
+            databases: databases.into_iter().map(|db| (db.id, db.page_size, db.name)).collect(),
             dropped: dropped.cloned().collect(),
             ahead: false,
         })
@@ -375,8 +372,8 @@ impl StateMachine for Machine {
             let position = manifest.position.ok_or_else(|| io::Error::other("the snapshot is of nothing"))?;
             // Those that it doesn't name were dropped, by an entry that will not come any more.
             let named = manifest.ids();
-            let dropped = node.registry().all().into_iter().map(|database| database.id);
-            for id in dropped.filter(|id| id.0 <= position.index && !named.contains(id)).collect::<Vec<_>>() {
+            let dropped = node.registry().ids();
+            for id in dropped.into_iter().filter(|id| id.0 <= position.index && !named.contains(id)) {
                 node.machine().drop_early(id).map_err(io::Error::other)?;
             }
             node.machine().discard_prepared(&named).map_err(io::Error::other)?;
@@ -405,7 +402,7 @@ impl StateMachine for Machine {
             for (database, from, received) in fetched {
                 let at_least = state.position.map_or(0, |position| position.index);
                 install(&node, &database, from, at_least, received).await.map_err(io::Error::other)?;
-                if node.registry().get(database.id).is_none() {
+                if !node.registry().contains(database.id) {
                     node.registry().insert(database);
                 }
             }
@@ -437,6 +434,7 @@ impl StateMachine for Machine {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::db::registry::Keep;
     use crate::leadership::Leadership;
     use std::time::Duration;
     use tokio::sync::mpsc;
@@ -450,12 +448,15 @@ mod tests {
             checkpoints: mpsc::unbounded_channel().0,
             repairs: mpsc::unbounded_channel().0,
             checkpoint_bytes: 1 << 20,
+            queue_bytes: 1 << 20,
             unstaged: watch::Sender::default(),
             flushed: OnceLock::new(),
             lease_timeout: Duration::from_secs(10),
             node: OnceLock::new(),
+            sim: Default::default(),
         });
-        let registry = Arc::new(Registry::new(&dir.join("db"), context.clone()).unwrap());
+        let keep = Keep { most: 16, idle: Duration::from_secs(60) };
+        let registry = Arc::new(Registry::new(&dir.join("db"), context.clone(), keep).unwrap());
         Machine::open(dir, registry, context).unwrap()
     }
 
@@ -466,7 +467,7 @@ mod tests {
             payload: Payload::Command(command.encode()),
         };
         machine.apply(entries.iter().map(committed).collect()).unwrap();
-        machine.registry.find("x").map(|database| database.id.0)
+        machine.registry.id_of("x").map(|id| id.0)
     }
 
     fn create() -> Command {

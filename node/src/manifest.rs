@@ -15,7 +15,7 @@
 
 use crate::command::DbId;
 use quire_raft::{AppliedState, LogPosition};
-use quire_vfs::format::{FormatError, PageSize};
+use quire_vfs::format::{FormatError, PageSize, VersionError};
 use std::collections::BTreeSet;
 use std::fs::File;
 use std::io::{self, Write};
@@ -66,6 +66,9 @@ pub enum ManifestError {
     /// The operating system refused.
     #[error(transparent)]
     Io(#[from] io::Error),
+    /// Another version of Quire wrote it.
+    #[error(transparent)]
+    Version(#[from] VersionError),
     /// It is damaged.
     #[error("{0}; restore the file, or remove this node and join it anew")]
     Format(#[from] FormatError),
@@ -112,7 +115,12 @@ impl Manifest {
     }
 
     /// Reads a manifest.
-    pub fn decode(bytes: &[u8]) -> Result<Manifest, FormatError> {
+    pub fn decode(bytes: &[u8]) -> Result<Manifest, ManifestError> {
+        VersionError::check("manifest", bytes, MAGIC, VERSION)?;
+        Ok(Manifest::decode_this_version(bytes)?)
+    }
+
+    fn decode_this_version(bytes: &[u8]) -> Result<Manifest, FormatError> {
         let err = |offset: usize, reason: &str| FormatError {
             what: "manifest",
             offset: offset as u64,
@@ -122,10 +130,6 @@ impl Manifest {
             return Err(err(0, "this is no manifest of Quire's"));
         }
         let Some((body, crc)) = bytes.split_last_chunk::<4>() else { return Err(err(0, "too short")) };
-        let version = bytes.get(8..12).and_then(|b| b.first_chunk::<4>()).map(|b| u32::from_le_bytes(*b));
-        if version != Some(VERSION) {
-            return Err(err(8, "another version than this build reads"));
-        }
         if crc32fast::hash(body).to_le_bytes() != *crc {
             return Err(err(body.len(), "crc32 does not match"));
         }
@@ -159,6 +163,9 @@ impl Manifest {
             let by = (by != u64::MAX).then_some(by);
             dropped.push(Dropped { id, by, name: name(take(usize::from(len))?)? });
         }
+        if at != body.len() {
+            return Err(err(at, "something follows"));
+        }
         Ok(Manifest { position, membership, databases, dropped, ahead })
     }
 
@@ -172,18 +179,23 @@ impl Manifest {
             }
             _ => {}
         }
-        Ok(Manifest::decode(&std::fs::read(path)?)?)
+        Manifest::decode(&std::fs::read(path)?)
     }
 
     /// Replaces the manifest, durably.
     pub fn store(&self, path: &Path) -> io::Result<()> {
-        let new = path.with_extension("new");
-        let mut file = File::create(&new)?;
-        file.write_all(&self.encode())?;
-        file.sync_all()?;
-        std::fs::rename(&new, path)?;
-        sync_dir(path)
+        replace_file(path, &self.encode())
     }
+}
+
+/// Gives a file this content, durably: whatever happens meanwhile, it has the old one or the new one.
+pub fn replace_file(path: &Path, content: &[u8]) -> io::Result<()> {
+    let new = path.with_extension("new");
+    let mut file = File::create(&new)?;
+    file.write_all(content)?;
+    file.sync_all()?;
+    std::fs::rename(&new, path)?;
+    sync_dir(path)
 }
 
 /// Makes a directory entry durable.
@@ -194,6 +206,22 @@ pub fn sync_dir(file: &Path) -> io::Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// A node that met a full disk at its first start must be able to start later.
+    #[test]
+    fn a_file_that_can_not_be_replaced_is_not_left_half_written() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("identity");
+        let in_the_way = dir.path().join("identity.new");
+        std::fs::create_dir(&in_the_way).unwrap();
+        assert!(replace_file(&path, b"new").is_err());
+        assert!(!path.exists());
+        std::fs::remove_dir(&in_the_way).unwrap();
+        replace_file(&path, b"old").unwrap();
+        replace_file(&path, b"new").unwrap();
+        assert_eq!(std::fs::read(&path).unwrap(), b"new");
+        assert!(!in_the_way.exists());
+    }
 
     #[test]
     fn round_trip_and_every_flipped_byte_refused() {

@@ -344,7 +344,7 @@ fn removed(node: &Arc<Node>, by: &str) {
     error!(leader = by, "{why}");
     node.raft().stand_for_election(false);
     node.leadership().set_removed(Some(why));
-    node.registry().all().iter().for_each(|database| database.expire());
+    node.registry().open_ones().iter().for_each(|database| database.expire());
 }
 
 #[cfg(test)]

@@ -13,11 +13,13 @@
 use crate::access::{Access, AccessError};
 use crate::command::DbId;
 use crate::config::{Config, Limits};
+use crate::consensus::Consensus;
 use crate::db::context::{Context, first_token};
 use crate::db::database::Database;
 use crate::db::registry::Registry;
 use crate::db::{DbError, sql};
 use crate::forward;
+use crate::full_disk;
 use crate::gate::reads::Confirmations;
 use crate::gate::server::SocketError;
 use crate::leadership::Leadership;
@@ -43,8 +45,12 @@ pub(crate) const IDENTITY_VERSION: &str = "quire data directory, version 1";
 const OPEN_DEADLINE: Duration = Duration::from_secs(8);
 /// Databases that changed are checkpointed this often even if their WAL is short.
 const CHECKPOINT_INTERVAL: Duration = Duration::from_secs(60);
+/// How often databases are looked for that nobody uses.
+const CLOSE_INTERVAL: Duration = Duration::from_secs(5);
 /// How often the log is looked at.
 const LOG_INTERVAL: Duration = Duration::from_secs(2);
+/// How long a node that is told to stop waits for checkpoints that are under way.
+const CHECKPOINT_AT_STOP: Duration = Duration::from_secs(10);
 /// How long a node that is told to stop may take to purge its log.
 const PURGE_AT_STOP: Duration = Duration::from_secs(5);
 /// When a restart would have to read more log than this, in bytes, all that changed is checkpointed at once.
@@ -126,6 +132,7 @@ pub struct Node {
     registry: Arc<Registry>,
     machine: Arc<Machine>,
     raft: OnceLock<Raft>,
+    consensus: Arc<dyn Consensus>,
     sql: OnceLock<Arc<crate::sql::service::Service>>,
     confirmations: Confirmations,
     /// Everything that the log held at the start has been applied.
@@ -170,7 +177,7 @@ impl Node {
     }
 
     /// The databases.
-    pub fn registry(&self) -> &Registry {
+    pub fn registry(&self) -> &Arc<Registry> {
         &self.registry
     }
 
@@ -215,6 +222,19 @@ impl Node {
         self.raft.get().expect("raft has been started")
     }
 
+    /// Raft, as far as leases and commits go.
+    pub(crate) fn consensus(&self) -> &dyn Consensus {
+        &*self.consensus
+    }
+
+    /// Starts a task of this node.
+    pub(crate) fn spawn<T: Send + 'static>(
+        &self,
+        task: impl Future<Output = T> + Send + 'static,
+    ) -> tokio::task::JoinHandle<T> {
+        self.context.spawn(task)
+    }
+
     /// SQL for clients of the HTTP API, once it has started.
     pub fn sql(&self) -> Option<&Arc<crate::sql::service::Service>> {
         self.sql.get()
@@ -227,24 +247,26 @@ impl Node {
 
     /// Raft's status.
     pub fn raft_status(&self) -> RaftStatus {
-        self.raft().status()
+        self.consensus.status()
     }
 
     /// Why nothing more can be written, if the disk is full.
     pub fn disk_full(&self) -> Option<String> {
-        self.raft().disk_full()
+        self.consensus.disk_full()
     }
 
     /// Starts a node: locks and checks the directory, opens the databases, starts Raft. It isn't part of a
     /// cluster yet; see [`Node::enter_cluster`].
     pub async fn start(config: Config) -> Result<Arc<Node>, NodeError> {
         let dir = config.data_dir.clone();
+        crate::limits::open_files();
         let io = |path: &Path| {
             let path = path.to_owned();
             move |error| NodeError::Io { path, error }
         };
         let access = Access::new(config.socket_group.as_deref())?;
         std::fs::create_dir_all(&dir).map_err(io(&dir))?;
+        Access::check(&dir, false)?;
         let lock = lock(&dir.join("lock"))?;
         let key = cluster_key(&config)?;
         let cluster_id = key.cluster_id();
@@ -260,12 +282,17 @@ impl Node {
             checkpoints,
             repairs,
             checkpoint_bytes: config.checkpoint_bytes,
+            queue_bytes: config.queue_bytes,
             unstaged: watch::Sender::default(),
             flushed: OnceLock::new(),
             lease_timeout: config.lease_timeout,
             node: OnceLock::new(),
+            #[cfg(test)]
+            sim: Default::default(),
         });
-        let registry = Arc::new(Registry::new(&dir.join("db"), context.clone())?);
+        let registry = Arc::new(Registry::new(&dir.join("db"), context.clone(), config.keep)?);
+        // What a --socket-group of before could do in it, it may until the mode is set again.
+        Access::check(registry.directory(), config.socket_group.is_some())?;
         access.share(&dir, registry.directory())?;
         let machine = {
             let (dir, registry, context) = (dir.clone(), registry.clone(), context.clone());
@@ -292,6 +319,7 @@ impl Node {
             context,
             registry,
             machine,
+            consensus: Arc::new(raft.clone()),
             raft: OnceLock::from(raft),
             sql: OnceLock::new(),
             confirmations: Confirmations::default(),
@@ -308,12 +336,14 @@ impl Node {
         tokio::spawn(repair::repair(node.clone(), fenced));
         tokio::spawn(repair::scrub(node.clone()));
         // Those that were found changed or damaged when they were opened.
-        for database in node.registry.all().iter().filter(|database| database.fenced().is_some()) {
+        for database in node.registry.open_ones().iter().filter(|database| database.fenced().is_some()) {
             warn!(database = database.name, "fenced: {}", database.fenced().unwrap_or_default());
             database.ask_repair();
         }
         tokio::spawn(checkpointer(node.clone(), asked));
+        tokio::spawn(close_idle(node.clone()));
         tokio::spawn(follow_leadership(node.clone()));
+        tokio::spawn(full_disk::watch(node.clone()));
         tokio::spawn(become_ready(node.clone()));
         Ok(node)
     }
@@ -380,11 +410,15 @@ impl Node {
             let _ = self.ready.subscribe().wait_for(|ready| *ready).await;
         });
         ready.await.map_err(|_| late("reading the log again after the start"))?;
-        let database = match self.registry.find(name) {
-            Some(database) => database,
+        let id = match self.registry.id_of(name) {
+            Some(id) => id,
             None if !create => return Err(OpenError::NotFound(name.to_owned())),
-            None => self.create_database(name, page_size.unwrap_or(PageSize::DEFAULT), deadline).await?,
+            None => self.create_by(name, page_size.unwrap_or(PageSize::DEFAULT), deadline).await?,
         };
+        let opened = tokio::time::timeout_at(deadline, self.registry.open(id)).await;
+        let opened = opened.map_err(|_| late("opening its files"))?;
+        let opened = opened.map_err(|why| OpenError::Unavailable(format!("{name}: {why}")))?;
+        let database = opened.ok_or_else(|| OpenError::NotFound(name.to_owned()))?;
         if let Some(wanted) = page_size
             && wanted != database.page_size
         {
@@ -401,12 +435,21 @@ impl Node {
         Ok(database)
     }
 
-    async fn create_database(
+    /// Creates a database on all nodes, or finds one that is just being created. On this node it is there then, closed.
+    pub async fn create_database(
+        self: &Arc<Self>,
+        name: &str,
+        page_size: PageSize,
+    ) -> Result<DbId, OpenError> {
+        self.create_by(name, page_size, tokio::time::Instant::now() + OPEN_DEADLINE).await
+    }
+
+    async fn create_by(
         self: &Arc<Self>,
         name: &str,
         page_size: PageSize,
         deadline: tokio::time::Instant,
-    ) -> Result<Arc<Database>, OpenError> {
+    ) -> Result<DbId, OpenError> {
         let request = PeerRequest::CreateDatabase { name: name.to_owned(), page_size: page_size.get() };
         let left = deadline.saturating_duration_since(tokio::time::Instant::now());
         let index = peers::ask_leader(self, request, left).await.map_err(|error| match error {
@@ -415,7 +458,7 @@ impl Node {
         })?;
         let applied = tokio::time::timeout_at(deadline, self.wait_taken(index)).await;
         applied.map_err(|_| OpenError::Unavailable(format!("creating {name} took too long; try again")))?;
-        self.registry.find(name).ok_or_else(|| OpenError::Unavailable(format!("{name} was dropped again")))
+        self.registry.id_of(name).ok_or_else(|| OpenError::Unavailable(format!("{name} was dropped again")))
     }
 
     /// Drops a database on all nodes; on this one it is gone when this returns.
@@ -442,7 +485,10 @@ impl Node {
         let _ = std::fs::remove_file(self.socket_path());
         let node = self.clone();
         let _ = tokio::task::spawn_blocking(move || {
-            for database in node.registry.all() {
+            let deadline = Instant::now() + CHECKPOINT_AT_STOP;
+            for database in node.registry.open_ones() {
+                // One that is under way would be cut short, and keep this one from being made.
+                database.await_checkpoint(deadline);
                 checkpoint(&database);
             }
             node.store_manifest();
@@ -451,6 +497,29 @@ impl Node {
         // What the next start needn't read.
         let _ = tokio::time::timeout(PURGE_AT_STOP, self.purge_log()).await;
         self.raft().shutdown().await;
+    }
+
+    /// Checkpoints all databases and purges the log as far as they have made it dispensable, but for the last
+    /// `trailing` entries of that. False if there is nothing to purge.
+    pub async fn snapshot(self: &Arc<Self>, trailing: u64) -> Result<bool, String> {
+        let node = self.clone();
+        let work = tokio::task::spawn_blocking(move || {
+            let held_up: Vec<_> =
+                node.registry.open_ones().into_iter().filter(|database| !checkpoint(database)).collect();
+            node.store_manifest();
+            held_up.first().map(|database| database.name.clone())
+        });
+        let held_up = work.await.map_err(|_| "the checkpoint failed; the node's log says why".to_owned())?;
+        if let Some(name) = held_up {
+            return Err(format!("{name} can't be checkpointed now: a reader is in the way; try again"));
+        }
+        let durable = self.machine.durable().map_or(0, |position| position.index);
+        let upto = durable.saturating_sub(trailing);
+        if upto <= self.raft_status().purged_index.unwrap_or(0) {
+            return Ok(false);
+        }
+        self.raft().purge(upto).await.map_err(|why| why.to_string())?;
+        Ok(true)
     }
 
     fn store_manifest(&self) {
@@ -478,14 +547,17 @@ async fn checkpointer(node: Arc<Node>, mut asked: mpsc::UnboundedReceiver<crate:
                 Some(id) => node.registry.get(id).into_iter().collect(),
                 None => return,
             },
-            _ = tick.tick() => node.registry.all(),
+            _ = tick.tick() => node.registry.open_ones(),
             _ = look.tick() => {
-                node.registry.all().iter().for_each(|database| database.watch_readers());
+                for database in node.registry.open_ones() {
+                    database.watch_readers();
+                    database.watch_strangers();
+                }
                 let durable = node.machine.durable().map_or(0, |position| position.index);
                 if node.raft().bytes_after(durable) <= MAX_REPLAY {
                     continue;
                 }
-                node.registry.all()
+                node.registry.open_ones()
             }
         };
         let ours = node.clone();
@@ -502,9 +574,22 @@ async fn checkpointer(node: Arc<Node>, mut asked: mpsc::UnboundedReceiver<crate:
     }
 }
 
+/// Closes databases that nobody uses.
+async fn close_idle(node: Arc<Node>) {
+    let mut tick = tokio::time::interval(CLOSE_INTERVAL.min(node.config.keep.idle));
+    tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    loop {
+        tick.tick().await;
+        let registry = node.registry.clone();
+        if let Err(error) = tokio::task::spawn_blocking(move || registry.close_idle()).await {
+            error!("closing databases failed: {error}");
+        }
+    }
+}
+
 /// Lets writers go on, or sends them away, as leadership changes.
 async fn follow_leadership(node: Arc<Node>) {
-    let mut status = node.raft().watch();
+    let mut status = node.consensus().watch();
     let mut last = None;
     while status.changed().await.is_ok() {
         let (state, term, leader) = {
@@ -514,7 +599,7 @@ async fn follow_leadership(node: Arc<Node>) {
         if last != Some((state, term, leader)) {
             last = Some((state, term, leader));
             info!(state = state.as_str(), term, leader, "raft");
-            node.registry.all().iter().for_each(|database| database.expire());
+            node.registry.open_ones().iter().for_each(|database| database.expire());
         }
     }
 }
@@ -525,12 +610,12 @@ async fn become_ready(node: Arc<Node>) {
     if let Some(index) = status.committed_index {
         node.wait_taken(index).await;
     }
-    for database in node.registry.all() {
+    for database in node.registry.open_ones() {
         // A database whose gate a paused app holds must not keep the others.
         let _ = tokio::time::timeout(OPEN_DEADLINE, database.settled()).await;
     }
     node.ready.send_replace(true);
-    info!(databases = node.registry.all().len(), committed = status.committed_index, "ready");
+    info!(databases = node.registry.ids().len(), committed = status.committed_index, "ready");
 }
 
 pub(crate) fn lock(path: &Path) -> Result<Flock<File>, NodeError> {
@@ -572,9 +657,7 @@ fn identity(path: &Path, cluster_id: &[u8; 16], node_id: u64) -> Result<(), Node
     let found = match std::fs::read_to_string(path) {
         Ok(found) => found,
         Err(error) if error.kind() == io::ErrorKind::NotFound => {
-            std::fs::write(path, &expected).map_err(io)?;
-            File::open(path).and_then(|file| file.sync_all()).map_err(io)?;
-            return crate::manifest::sync_dir(path).map_err(io);
+            return crate::manifest::replace_file(path, expected.as_bytes()).map_err(io);
         }
         Err(error) => return Err(io(error)),
     };
@@ -582,10 +665,12 @@ fn identity(path: &Path, cluster_id: &[u8; 16], node_id: u64) -> Result<(), Node
         return Ok(());
     }
     let mut lines = found.lines();
-    if lines.next() != Some(VERSION) {
-        return Err(
-            bad("not a data directory of this version of Quire; use the version that made it".into()),
-        );
+    let first = lines.next().unwrap_or_default();
+    if first != VERSION {
+        return Err(bad(format!(
+            "this build of Quire reads a {VERSION:?}, but it says {first:?}: run the version of Quire that made the \
+             directory, or remove this node from the cluster and let the machine join again under a new id"
+        )));
     }
     if lines.next() != Some(&format!("cluster {cluster}")) {
         return Err(bad("this data directory belongs to another cluster (or the cluster key is another); \
@@ -596,4 +681,51 @@ fn identity(path: &Path, cluster_id: &[u8; 16], node_id: u64) -> Result<(), Node
         "this data directory belongs to another node than {node_id}: it says {:?}",
         lines.next()
     )))
+}
+
+#[cfg(test)]
+impl Node {
+    /// A node over a simulated Raft: what [`Node::start`] makes, without the parts that reach outside.
+    pub(crate) fn simulated(
+        config: Config,
+        context: Arc<Context>,
+        registry: Arc<Registry>,
+        machine: Arc<Machine>,
+        consensus: Arc<dyn Consensus>,
+    ) -> Result<Arc<Node>, NodeError> {
+        let lock = lock(&config.data_dir.join("lock"))?;
+        let peer = Peer { raft_addr: config.raft_adv_addr.clone(), http_addr: config.http_adv_addr.clone() };
+        let node = Arc::new(Node {
+            access: Access::new(None)?,
+            config,
+            peer,
+            cluster_id: [0; 16],
+            context,
+            registry,
+            machine,
+            raft: OnceLock::new(),
+            consensus,
+            sql: OnceLock::new(),
+            confirmations: Confirmations::default(),
+            ready: watch::Sender::new(false),
+            started: SystemTime::now(),
+            started_at: Instant::now(),
+            life: first_token(),
+            asking: Semaphore::new(forward::MAX_ASKING),
+            _lock: lock,
+        });
+        let _ = node.context.node.set(Arc::downgrade(&node));
+        node.machine.attach(&node);
+        node.spawn(follow_leadership(node.clone()));
+        node.spawn(become_ready(node.clone()));
+        Ok(node)
+    }
+
+    /// As the checkpointer does it, without purging the log. On a thread that may block.
+    pub(crate) fn checkpoint_all(&self) {
+        for database in self.registry.open_ones() {
+            checkpoint(&database);
+        }
+        self.store_manifest();
+    }
 }

@@ -100,6 +100,8 @@ pub enum PeerRequest {
         /// To this voter, or to the one that can best take it.
         to: Option<NodeId>,
     },
+    /// Has the log room to grow? For any node; answered by an index that says nothing.
+    HasRoom,
 }
 
 /// The answer.
@@ -268,6 +270,9 @@ pub(crate) async fn serve(node: &Arc<Node>, request: PeerRequest) -> PeerRespons
         }
         PeerRequest::Remove { node_id } => return members::serve_remove(node, node_id).await,
         PeerRequest::StepDown { to } => return raft.hand_over(to).await.map(drop).into(),
+        PeerRequest::HasRoom => {
+            return node.disk_full().map_or(PeerResponse::Index(0), PeerResponse::Unavailable);
+        }
         PeerRequest::CreateDatabase { name, page_size } => {
             let Some(page_size) = PageSize::new(page_size) else {
                 return PeerResponse::Refused(format!("{page_size} is no page size"));
@@ -368,11 +373,26 @@ pub(crate) async fn attempt(
             let served = tokio::time::timeout(here, serve(node, request.clone())).await;
             served.unwrap_or_else(|_| PeerResponse::Unavailable("no quorum answered in time".into()))
         }
-        Some(leader) => match node.raft().request(leader, request.encode(), there.min(here)).await {
-            Ok(bytes) => decode_response(&bytes),
-            Err(error) => PeerResponse::Unavailable(format!("leader (node {leader}): {error}")),
+        Some(leader) => match ask(node, leader, request, there.min(here)).await {
+            PeerResponse::Unavailable(why) => {
+                PeerResponse::Unavailable(format!("leader (node {leader}): {why}"))
+            }
+            response => response,
         },
         None => PeerResponse::NotLeader(None),
+    }
+}
+
+/// Asks another member, in one attempt.
+pub(crate) async fn ask(
+    node: &Arc<Node>,
+    id: NodeId,
+    request: &PeerRequest,
+    deadline: Duration,
+) -> PeerResponse {
+    match node.raft().request(id, request.encode(), deadline).await {
+        Ok(bytes) => decode_response(&bytes),
+        Err(error) => PeerResponse::Unavailable(error.to_string()),
     }
 }
 

@@ -7,13 +7,15 @@
 use crate::command::DbId;
 use crate::db::database::{Database, Scrubbed};
 use crate::db::install::InstallError;
+use crate::db::side_file::ScrubMark;
 use crate::node::Node;
 use crate::transfer::{self, TransferError};
 use quire_vfs::format::PageNo;
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, UNIX_EPOCH};
 use tokio::sync::mpsc;
+use tokio::task::spawn_blocking;
 use tokio::time::{Instant, sleep};
 use tracing::{debug, info, warn};
 
@@ -22,8 +24,10 @@ const PAUSE_MIN: Duration = Duration::from_millis(500);
 const PAUSE_MAX: Duration = Duration::from_secs(30);
 /// Bytes read at once by a scrub.
 const PIECE: u64 = 1 << 20;
-/// Pause between two scrubs of everything.
-const SCRUB_PAUSE: Duration = Duration::from_secs(3600);
+/// How often it is looked which databases are to be scrubbed, at least.
+const SCRUB_LOOK: Duration = Duration::from_secs(30);
+/// Pieces after which it is put on record how far a scrub has come.
+const RECORD_EVERY: u32 = 4;
 
 /// An attempt at a repair failed.
 #[derive(Debug, thiserror::Error)]
@@ -44,6 +48,7 @@ pub async fn repair(node: Arc<Node>, mut fenced: mpsc::UnboundedReceiver<DbId>) 
         if begin { set.insert(id) } else { set.remove(&id) }
     };
     while let Some(id) = fenced.recv().await {
+        // What is fenced is open.
         let Some(database) = node.registry().get(id) else { continue };
         if !lock(&under_repair, id, true) {
             continue;
@@ -53,6 +58,10 @@ pub async fn repair(node: Arc<Node>, mut fenced: mpsc::UnboundedReceiver<DbId>) 
             let mut pause = PAUSE_MIN;
             let mut said = String::new();
             while database.fenced().is_some() && !database.is_dropped() {
+                // Nothing can be installed while an app stands still in there.
+                while database.stands_still() && !database.is_dropped() {
+                    sleep(PAUSE_MIN).await;
+                }
                 match attempt(&node, &database).await {
                     Ok(peer) => info!(database = database.name, peer, "repaired"),
                     Err(error) => {
@@ -83,7 +92,7 @@ async fn attempt(node: &Arc<Node>, database: &Arc<Database>) -> Result<u64, Repa
     let mut result = Err(RepairError::Alone);
     for peer in peers {
         result = async {
-            let received = transfer::receive(node, database, peer, 0).await?;
+            let received = transfer::receive(node, database, peer, node.taken()).await?;
             database.install_incoming(&received).await?;
             Ok(peer)
         }
@@ -102,42 +111,130 @@ pub async fn scrub(node: Arc<Node>) {
     if rate == 0 {
         return;
     }
-    let pause = Duration::from_secs_f64(PIECE as f64 / rate as f64);
+    let pace = Duration::from_secs_f64(PIECE as f64 / rate as f64);
+    let pause = node.config().scrub_pause;
+    let mut due: BTreeMap<DbId, Instant> = BTreeMap::new();
     loop {
-        let began = Instant::now();
-        for database in node.registry().all() {
-            let mut next = Some(PageNo(1));
-            while let Some(from) = next {
-                sleep(pause).await;
-                next = piece(&database, from).await.unwrap_or_else(|why| {
-                    warn!(database = database.name, "scrub: {why}");
-                    None
-                });
+        let ids = node.registry().ids();
+        due.retain(|id, _| ids.contains(id));
+        for id in ids {
+            // One that is closed is opened only when it is time.
+            if due.get(&id).is_some_and(|due| *due > Instant::now()) {
+                continue;
             }
+            let database = match node.registry().open(id).await {
+                Ok(Some(database)) => database,
+                Ok(None) => continue,
+                Err(why) => {
+                    warn!(%id, "scrub: {why}");
+                    due.insert(id, Instant::now() + SCRUB_LOOK);
+                    continue;
+                }
+            };
+            let rest = scrub_one(&database, pace, pause).await.unwrap_or_else(|why| {
+                warn!(database = database.name, "scrub: {why}; it goes on there later");
+                SCRUB_LOOK
+            });
+            due.insert(id, Instant::now() + rest);
         }
-        debug!(took = ?began.elapsed(), "scrubbed");
-        sleep(SCRUB_PAUSE).await;
+        sleep(pause.clamp(Duration::from_secs(1), SCRUB_LOOK)).await;
     }
+}
+
+/// Reads a database to its end, from where the scrub was, if it is time for that; across restarts of the node. Returns
+/// after how long it is time again.
+async fn scrub_one(database: &Arc<Database>, pace: Duration, pause: Duration) -> Result<Duration, String> {
+    let now = || UNIX_EPOCH.elapsed().map_or(0, |since| since.as_secs());
+    let mark = database.scrub_mark();
+    let Some(mut from) = begins(mark, now(), pause) else {
+        return Ok(Duration::from_secs((mark.ended + pause.as_secs()).saturating_sub(now())));
+    };
+    let record = async |mark| {
+        let ours = database.clone();
+        let recorded = spawn_blocking(move || ours.set_scrub_mark(mark)).await;
+        recorded.map_err(|error| error.to_string())?.map_err(|error| error.to_string())
+    };
+    debug!(database = database.name, from = from.0, "scrub");
+    let mut pieces = 0;
+    loop {
+        sleep(pace).await;
+        // Where damage was found, it goes on after the repair.
+        let next = piece(database, from).await?.filter(|_| database.fenced().is_none());
+        let Some(next) = next else {
+            let is_read = database.fenced().is_none() && !database.is_dropped();
+            if !is_read {
+                return Ok(SCRUB_LOOK);
+            }
+            record(ScrubMark { next: None, ended: now() }).await?;
+            return Ok(pause);
+        };
+        from = next;
+        pieces += 1;
+        if pieces % RECORD_EVERY == 0 {
+            record(ScrubMark { next: Some(from), ..mark }).await?;
+        }
+    }
+}
+
+/// Where a scrub begins now, if it is time for one.
+fn begins(mark: ScrubMark, now: u64, pause: Duration) -> Option<PageNo> {
+    // A clock that was put back is no reason to wait.
+    let is_due = mark.ended > now || now - mark.ended >= pause.as_secs();
+    mark.next.or(is_due.then_some(PageNo(1)))
 }
 
 /// Scrubs a piece, and returns where to go on.
 async fn piece(database: &Arc<Database>, from: PageNo) -> Result<Option<PageNo>, String> {
     let count = (PIECE / u64::from(database.page_size.get())).max(1) as u32;
     let ours = database.clone();
-    let scrubbed = tokio::task::spawn_blocking(move || ours.scrub(from, count)).await;
+    let scrubbed = spawn_blocking(move || ours.scrub(from, count)).await;
     scrubbed.map_err(|error| error.to_string())?.map_err(|error| error.to_string())
+}
+
+/// Scrubs a database without a pause.
+async fn all(database: &Arc<Database>) -> Result<(), String> {
+    let mut next = Some(PageNo(1));
+    while let Some(from) = next {
+        next = piece(database, from).await?;
+    }
+    Ok(())
+}
+
+/// Scrubs a database whose file somebody has touched. If nothing is wrong with it, that is the file to go by.
+pub async fn scrub_touched(database: Arc<Database>) {
+    let sound = all(&database).await;
+    let ours = database.clone();
+    let settled = tokio::task::spawn_blocking(move || ours.touched(sound.is_ok())).await;
+    if let Err(why) =
+        settled.map_err(|error| error.to_string()).and_then(|result| result.map_err(|e| e.to_string()))
+    {
+        warn!(database = database.name, "{why}");
+    }
 }
 
 /// Scrubs a database without a pause, for the verification at `index`.
 pub async fn scrub_now(database: Arc<Database>, index: u64) {
-    let mut next = Ok(Some(PageNo(1)));
-    while let Ok(Some(from)) = next {
-        next = piece(&database, from).await;
-    }
+    let next = all(&database).await;
     let found = match (database.fenced(), next) {
         (Some(why), _) => Scrubbed::Damaged(why),
         (None, Err(why)) => Scrubbed::Damaged(format!("not read: {why}")),
-        (None, Ok(_)) => Scrubbed::Sound,
+        (None, Ok(())) => Scrubbed::Sound,
     };
     database.scrubbed(index, found);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_scrub_goes_on_where_it_was_and_begins_when_it_is_time() {
+        let pause = 3600;
+        let at = |next, ended, now| begins(ScrubMark { next, ended }, now, Duration::from_secs(pause));
+        assert_eq!(at(None, 0, 1 << 40), Some(PageNo(1)), "never before");
+        assert_eq!(at(Some(PageNo(77)), 1000, 1001), Some(PageNo(77)), "cut short");
+        assert_eq!(at(None, 1000, 1000 + pause - 1), None, "just now");
+        assert_eq!(at(None, 1000, 1000 + pause), Some(PageNo(1)), "long ago");
+        assert_eq!(at(None, 1000, 999), Some(PageNo(1)), "by another clock");
+    }
 }

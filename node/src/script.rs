@@ -193,8 +193,12 @@ mod tests {
     use super::*;
     use std::time::Duration;
 
-    fn run(connection: &mut Connection, script: &[u8]) -> Result<(), ScriptError> {
+    fn run_any(connection: &mut Connection, script: impl Read) -> Result<(), ScriptError> {
         super::run(connection, script, &Stop::after(Duration::from_secs(600)))
+    }
+
+    fn run(connection: &mut Connection, script: &[u8]) -> Result<(), ScriptError> {
+        run_any(connection, script)
     }
 
     #[test]
@@ -220,6 +224,18 @@ mod tests {
         }
         run(&mut open(), "PRAGMA journal_mode=WAL; INSERT INTO t VALUES (2)".as_bytes()).unwrap();
         assert_eq!(count(), Ok(2));
+    }
+
+    /// A statement that never ends is not collected for ever.
+    #[test]
+    fn a_statement_has_a_longest_length() {
+        let mut connection = Connection::open_in_memory().unwrap();
+        let script = "CREATE TABLE t(a);\nINSERT INTO t VALUES ('".as_bytes().chain(io::repeat(b'x'));
+        let why = run_any(&mut connection, script).unwrap_err();
+        assert!(
+            matches!(&why, ScriptError::Statement { line: 2, why } if why.contains("more than 64 MiB")),
+            "{why}"
+        );
     }
 
     /// Whatever the name of a file is made from, a script can't attach it.

@@ -1,41 +1,27 @@
 //! Transfer of a database's state from one node to another: the receiver sends the hashes of the pages that it has,
-//! the source sends the pages that differ. Frames of a bulk stream, little-endian:
-//!
-//! ```text
-//! receiver → source
-//!   ask      0  u8 1, u8 version 1, u16 0, u32 number of hashes
-//!            8  u64 database id, u64 entry that the state must contain at least
-//!   hashes   u64 each, in page order, in as many frames as it takes; 0: the page is not there
-//! source → receiver
-//!   state    0  u8 2, 3 × 0, u32 page size
-//!            8  u64 term, u64 leader, u64 index, u64 as-of, u64 checksum, u32 pages, u32 pages that differ
-//!   pages    0  u8 3, 3 × 0, u32 n
-//!            8  u32 × n page numbers, n images
-//!   done     u8 4
-//!   refused  u8 5, UTF-8 text
-//! ```
+//! the source sends the pages that differ. The frames: `frames.rs`.
 //!
 //! The source sends from a view ([`crate::db::view`]), so that its writers and readers go on. The receiver stages what
 //! comes ([`crate::db::incoming`]): after a break it asks again, with the hashes of what it has by then.
 
-use crate::command::DbId;
+pub(crate) mod frames;
+
 use crate::db::DbError;
 use crate::db::database::{Database, Progress};
 use crate::db::incoming::{Incoming, Staging, Target};
 use crate::db::scrub::forget_dirty;
 use crate::db::view::View;
 use crate::node::Node;
-use bytes::{Buf, BufMut, Bytes, BytesMut};
-use quire_raft::{Bulk, LogPosition, NodeId, RequestError};
+use bytes::{BufMut, Bytes, BytesMut};
+use frames::{Ask, Offer, decode_pages};
+use quire_raft::{Bulk, NodeId, RequestError};
 use quire_vfs::fault;
-use quire_vfs::format::checksum::DbChecksum;
-use quire_vfs::format::{PageNo, PageSize};
+use quire_vfs::format::PageNo;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 use tokio::sync::{OwnedMutexGuard, mpsc};
 use tracing::{debug, info, warn};
 
-const VERSION: u8 = 1;
 /// Hashes in one frame.
 const HASHES: usize = 64 << 10;
 /// Bytes of pages in one frame, about.
@@ -87,91 +73,6 @@ pub struct Received {
     _turn: OwnedMutexGuard<()>,
 }
 
-/// What is asked for.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-struct Ask {
-    hashes: u32,
-    database: DbId,
-    at_least: u64,
-}
-
-impl Ask {
-    fn encode(self) -> Bytes {
-        let mut out = BytesMut::with_capacity(24);
-        out.put_slice(&[1, VERSION, 0, 0]);
-        out.put_u32_le(self.hashes);
-        out.put_u64_le(self.database.0);
-        out.put_u64_le(self.at_least);
-        out.freeze()
-    }
-
-    fn decode(mut frame: Bytes) -> Result<Ask, String> {
-        if frame.len() != 24 || frame[0] != 1 {
-            return Err("the request makes no sense".into());
-        }
-        if frame[1] != VERSION {
-            return Err(format!("transfers of version {} are not spoken here, but {VERSION}", frame[1]));
-        }
-        frame.advance(4);
-        Ok(Ask {
-            hashes: frame.get_u32_le(),
-            database: DbId(frame.get_u64_le()),
-            at_least: frame.get_u64_le(),
-        })
-    }
-}
-
-/// What the source is about to send.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-struct Offer {
-    page_size: u32,
-    position: LogPosition,
-    as_of: u64,
-    checksum: DbChecksum,
-    pages: u32,
-    differing: u32,
-}
-
-impl Offer {
-    fn encode(self) -> Bytes {
-        let mut out = BytesMut::with_capacity(56);
-        out.put_slice(&[2, 0, 0, 0]);
-        out.put_u32_le(self.page_size);
-        let p = self.position;
-        [p.term, p.leader, p.index, self.as_of, self.checksum.0]
-            .iter()
-            .for_each(|word| out.put_u64_le(*word));
-        out.put_u32_le(self.pages);
-        out.put_u32_le(self.differing);
-        out.freeze()
-    }
-
-    fn decode(mut frame: Bytes) -> Option<Offer> {
-        if frame.len() != 56 || frame[0] != 2 {
-            return None;
-        }
-        frame.advance(4);
-        let page_size = frame.get_u32_le();
-        let position =
-            LogPosition { term: frame.get_u64_le(), leader: frame.get_u64_le(), index: frame.get_u64_le() };
-        let (as_of, checksum) = (frame.get_u64_le(), DbChecksum(frame.get_u64_le()));
-        let (pages, differing) = (frame.get_u32_le(), frame.get_u32_le());
-        (differing <= pages).then_some(Offer { page_size, position, as_of, checksum, pages, differing })
-    }
-}
-
-/// The pages of a frame.
-fn decode_pages(frame: &Bytes, size: PageSize) -> Option<impl Iterator<Item = (PageNo, &[u8])>> {
-    let word = |at: usize| frame.get(at..at + 4)?.first_chunk::<4>().map(|b| u32::from_le_bytes(*b));
-    let n = word(4)? as usize;
-    if frame.len() as u64 != 8 + n as u64 * (4 + u64::from(size.get())) {
-        return None;
-    }
-    let (numbers, images) = frame[8..].split_at(4 * n);
-    let numbers = numbers.chunks_exact(4).map(|b| PageNo(u32::from_le_bytes([b[0], b[1], b[2], b[3]])));
-    Some(numbers.zip(images.chunks_exact(size.bytes())))
-}
-
 // ---- the source -----------------------------------------------------------------------------------
 
 /// Serves one transfer to another node.
@@ -193,7 +94,7 @@ async fn give(node: &Arc<Node>, peer: NodeId, stream: &mut Bulk) -> Result<(), T
     let refused = |why: String| TransferError::Refused { peer: node.id(), why };
     let lost = || TransferError::Network(RequestError::Lost("the stream ended".into()));
     let ask = Ask::decode(stream.recv().await?.ok_or_else(lost)?).map_err(refused)?;
-    let database = node.registry().get(ask.database);
+    let database = node.registry().open(ask.database).await.map_err(refused)?;
     let database = database.ok_or_else(|| refused(format!("it has no database {}", ask.database)))?;
     // Hashes of pages that it doesn't have here are of no use.
     let ours = database.pages() as usize;
@@ -286,6 +187,7 @@ fn read_out(
             frame.put_slice(&image);
         }
         frames.blocking_send(vec![frame.freeze()]).map_err(lost)?;
+        fault::point("transfer.sent");
     }
     frames.blocking_send(vec![Bytes::from_static(&[4])]).map_err(lost)
 }
@@ -336,11 +238,13 @@ pub async fn receive(
         let frame: BytesMut = some.iter().flat_map(|hash| hash.to_le_bytes()).collect();
         stream.send(vec![frame.freeze()]).await?;
     }
+    let asked = have.len();
     drop(have);
     let malformed = |what| TransferError::Malformed { peer, what };
     let offer = next(&mut stream, peer).await?;
     let offer = Offer::decode(offer).ok_or_else(|| malformed("state"))?;
-    if offer.page_size != database.page_size.get() || offer.as_of < at_least {
+    let sound = offer.page_size == database.page_size.get() && offer.fits(asked);
+    if !sound || offer.as_of < at_least {
         return Err(malformed("state"));
     }
     let total = u64::from(offer.differing);
@@ -352,7 +256,7 @@ pub async fn receive(
         resumed,
         "receiving state"
     );
-    let result = take(&mut stream, peer, database, staging, total).await;
+    let result = take(&mut stream, peer, database, staging, (offer.pages, total)).await;
     database.set_transfer(None);
     let staging = result?;
     let target = Target { position: offer.position, as_of: offer.as_of, base, checksum: offer.checksum };
@@ -381,7 +285,7 @@ async fn take(
     peer: NodeId,
     database: &Arc<Database>,
     mut staging: Staging,
-    total: u64,
+    (pages, total): (u32, u64),
 ) -> Result<Staging, TransferError> {
     let (frames, mut staged) = mpsc::channel::<Bytes>(BACKLOG);
     let ours = database.clone();
@@ -389,8 +293,8 @@ async fn take(
         let (mut received, mut reported) = (0, Instant::now());
         while let Some(frame) = staged.blocking_recv() {
             let malformed = || TransferError::Malformed { peer, what: "page" };
-            for (page, image) in decode_pages(&frame, ours.page_size).ok_or_else(malformed)? {
-                if page.0 == 0 {
+            for (page, image) in decode_pages(&frame, ours.page_size, pages).ok_or_else(malformed)? {
+                if received == total {
                     return Err(malformed());
                 }
                 staging.stage(page, image)?;
@@ -427,31 +331,4 @@ async fn take(
     drop(frames);
     let staging = writing.await.map_err(|_| TransferError::Stopping)?;
     received.and(staging)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use proptest::prelude::*;
-
-    proptest! {
-        #[test]
-        fn frames_round_trip(words in any::<(u32, u64, u64, u64, u64, u64)>(), pages in any::<u32>(), part in 0u32..100) {
-            let ask = Ask { hashes: words.0, database: DbId(words.1), at_least: words.2 };
-            prop_assert_eq!(Ask::decode(ask.encode()).unwrap(), ask);
-            let position = LogPosition { term: words.1, leader: words.2, index: words.3 };
-            let differing = pages / 100 * part;
-            let offer = Offer { page_size: words.0, position, as_of: words.5, checksum: DbChecksum(words.4), pages, differing };
-            prop_assert_eq!(Offer::decode(offer.encode()).unwrap(), offer);
-        }
-
-        #[test]
-        fn arbitrary_bytes_never_panic(bytes in proptest::collection::vec(any::<u8>(), 0..2000)) {
-            let bytes = Bytes::from(bytes);
-            let _ = Ask::decode(bytes.clone());
-            let _ = Offer::decode(bytes.clone());
-            let size = PageSize::new(512).unwrap();
-            prop_assert!(decode_pages(&bytes, size).is_none_or(|pages| pages.count() <= 3));
-        }
-    }
 }

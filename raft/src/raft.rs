@@ -132,6 +132,7 @@ impl Raft {
             segment_bytes: config.segment_bytes,
             cache_bytes: config.limits.cache_bytes,
             read_bytes: config.limits.append_frame_bytes,
+            wait_for_room: true,
         };
         let dir = config.dir.clone();
         let opening = tokio::task::spawn_blocking(move || {

@@ -132,6 +132,7 @@ impl Recovery {
             segment_bytes: segment_bytes.clamp(64 << 10, 1 << 30),
             cache_bytes: READ,
             read_bytes: READ,
+            wait_for_room: false,
         };
         let path = dir.to_owned();
         let opened = tokio::task::spawn_blocking(move || log::open(&path, options)).await;

@@ -56,34 +56,102 @@ impl ServerCertVerifier for Anyone {
     }
 }
 
-/// A certificate for `name`, from the CA that `key` derives as documented in `docs/formats/raft.md`, or self-signed.
-fn client(key: Option<[u8; 32]>, name: &str, certificate: bool, alpn: &str) -> quinn::Endpoint {
+/// What a client shows.
+enum Shows {
+    Nothing,
+    /// A certificate that it signed itself.
+    Own(&'static str),
+    /// One for these names, of a CA, valid from and to (years).
+    Issued(Ca, Vec<&'static str>, (i32, i32)),
+    /// As above, but followed by a leaf of the cluster's that it holds no key of.
+    Borrowed(Vec<u8>),
+}
+
+enum Ca {
+    /// As `docs/formats/raft.md` derives it from this key.
+    Cluster([u8; 32]),
+    /// Of the cluster's name, with a key of its own.
+    Namesake,
+    /// A leaf of the cluster's that signs further ones.
+    Leaf,
+}
+
+const EVER: (i32, i32) = (1975, 4096);
+
+fn issued(name: &'static str) -> Shows {
+    Shows::Issued(Ca::Cluster(KEY), vec![name, "cluster.quire"], EVER)
+}
+
+fn client(shows: Shows, alpn: &str) -> quinn::Endpoint {
     let provider = Arc::new(rustls::crypto::ring::default_provider());
     let builder = rustls::ClientConfig::builder_with_provider(provider)
         .with_protocol_versions(&[&rustls::version::TLS13])
         .unwrap()
         .dangerous()
         .with_custom_certificate_verifier(Arc::new(Anyone));
-    let mut tls = if certificate {
-        let leaf_key = rcgen::KeyPair::generate_for(&rcgen::PKCS_ED25519).unwrap();
-        let params = rcgen::CertificateParams::new(vec![name.to_string()]).unwrap();
-        let cert = match key {
-            None => params.self_signed(&leaf_key).unwrap(),
-            Some(key) => {
-                let (ca, ca_key) = ca(key);
-                params.signed_by(&leaf_key, &rcgen::Issuer::new(ca, ca_key)).unwrap()
+    let leaf_key = rcgen::KeyPair::generate_for(&rcgen::PKCS_ED25519).unwrap();
+    let named = |names: &[&str]| {
+        rcgen::CertificateParams::new(names.iter().map(|name| name.to_string()).collect::<Vec<_>>()).unwrap()
+    };
+    let chain = match shows {
+        Shows::Nothing => Vec::new(),
+        Shows::Own(name) => vec![named(&[name]).self_signed(&leaf_key).unwrap().der().clone()],
+        Shows::Borrowed(leaf) => vec![leaf.into()],
+        Shows::Issued(issuer, names, (from, to)) => {
+            let mut params = named(&names);
+            (params.not_before, params.not_after) =
+                (rcgen::date_time_ymd(from, 1, 1), rcgen::date_time_ymd(to, 1, 1));
+            let sign = |params: &rcgen::CertificateParams, ca, ca_key| {
+                params.signed_by(&leaf_key, &rcgen::Issuer::new(ca, ca_key)).unwrap().der().clone()
+            };
+            match issuer {
+                Ca::Cluster(key) => {
+                    let (ca, ca_key) = ca(key);
+                    vec![sign(&params, ca, ca_key)]
+                }
+                Ca::Namesake => {
+                    let own = rcgen::KeyPair::generate_for(&rcgen::PKCS_ED25519).unwrap();
+                    vec![sign(&params, ca(KEY).0, own)]
+                }
+                Ca::Leaf => {
+                    let (ca, ca_key) = ca(KEY);
+                    let middle_key = rcgen::KeyPair::generate_for(&rcgen::PKCS_ED25519).unwrap();
+                    let mut middle = named(&["node-9.quire"]);
+                    middle.distinguished_name.push(rcgen::DnType::CommonName, "node-9.quire");
+                    let signed = middle.signed_by(&middle_key, &rcgen::Issuer::new(ca, ca_key)).unwrap();
+                    let signed = signed.der().clone();
+                    vec![sign(&params, middle, middle_key), signed]
+                }
             }
-        };
-        let private = rustls::pki_types::PrivatePkcs8KeyDer::from(leaf_key.serialize_der());
-        builder.with_client_auth_cert(vec![cert.der().clone()], private.into()).unwrap()
-    } else {
+        }
+    };
+    let mut tls = if chain.is_empty() {
         builder.with_no_client_auth()
+    } else {
+        // Not by `with_client_auth_cert`, which refuses a key that isn't the certificate's.
+        let key = rustls::crypto::ring::sign::any_eddsa_type(&leaf_key.serialize_der().into()).unwrap();
+        builder.with_client_cert_resolver(Arc::new(Always(Arc::new(rustls::sign::CertifiedKey::new(
+            chain, key,
+        )))))
     };
     tls.alpn_protocols = vec![alpn.as_bytes().to_vec()];
     let crypto = QuicClientConfig::try_from(tls).unwrap();
     let mut endpoint = quinn::Endpoint::client("127.0.0.1:0".parse().unwrap()).unwrap();
     endpoint.set_default_client_config(quinn::ClientConfig::new(Arc::new(crypto)));
     endpoint
+}
+
+#[derive(Debug)]
+struct Always(Arc<rustls::sign::CertifiedKey>);
+
+impl rustls::client::ResolvesClientCert for Always {
+    fn resolve(&self, _: &[&[u8]], _: &[rustls::SignatureScheme]) -> Option<Arc<rustls::sign::CertifiedKey>> {
+        Some(self.0.clone())
+    }
+
+    fn has_certs(&self) -> bool {
+        true
+    }
 }
 
 fn ca(key: [u8; 32]) -> (rcgen::CertificateParams, rcgen::KeyPair) {
@@ -136,20 +204,45 @@ async fn only_holders_of_the_key_get_an_answer() {
     until("node 1 leads", || node.raft.status().state == ServerState::Leader).await;
     let good = request(9, b"ping");
 
-    let answer =
-        send(&client(Some(KEY), "node-9.quire", true, "quire-raft/1"), node.addr, &good).await.unwrap();
+    let nine = client(issued("node-9.quire"), "quire-raft/1");
+    let answer = send(&nine, node.addr, &good).await.unwrap();
     assert_eq!(&answer[12..], b"gnip", "the test speaks the protocol");
+    // Its certificate goes over the wire in the clear to whoever it calls; without the key it is worth nothing.
+    let connection = nine.connect(node.addr, "cluster.quire").unwrap().await.unwrap();
+    let theirs = connection.peer_identity().unwrap().downcast::<Vec<CertificateDer<'static>>>().unwrap();
+    drop(connection);
 
-    for (what, endpoint) in [
-        ("no certificate", client(None, "node-9.quire", false, "quire-raft/1")),
-        ("a certificate of its own", client(None, "node-9.quire", true, "quire-raft/1")),
-        ("another cluster's key", client(Some([1; 32]), "node-9.quire", true, "quire-raft/1")),
-        ("a certificate that names no node", client(Some(KEY), "example.org", true, "quire-raft/1")),
-        ("another protocol version", client(Some(KEY), "node-9.quire", true, "quire-raft/2")),
+    let cluster = |names: &[&'static str], valid| Shows::Issued(Ca::Cluster(KEY), names.to_vec(), valid);
+    for (what, shows, alpn) in [
+        ("no certificate", Shows::Nothing, "quire-raft/1"),
+        ("a certificate of its own", Shows::Own("node-9.quire"), "quire-raft/1"),
+        (
+            "another cluster's key",
+            Shows::Issued(Ca::Cluster([1; 32]), vec!["node-9.quire", "cluster.quire"], EVER),
+            "quire-raft/1",
+        ),
+        ("a CA of the same name", Shows::Issued(Ca::Namesake, vec!["node-9.quire"], EVER), "quire-raft/1"),
+        ("a leaf that signs", Shows::Issued(Ca::Leaf, vec!["node-9.quire"], EVER), "quire-raft/1"),
+        ("an expired certificate", cluster(&["node-9.quire"], (1975, 2001)), "quire-raft/1"),
+        ("one that isn't valid yet", cluster(&["node-9.quire"], (4000, 4096)), "quire-raft/1"),
+        ("one that names no node", cluster(&["example.org"], EVER), "quire-raft/1"),
+        ("one that names two", cluster(&["node-9.quire", "node-8.quire"], EVER), "quire-raft/1"),
+        ("one that names node 0", cluster(&["node-0.quire"], EVER), "quire-raft/1"),
+        ("the node's own certificate, without its key", Shows::Borrowed(theirs[0].to_vec()), "quire-raft/1"),
+        ("another protocol version", issued("node-9.quire"), "quire-raft/2"),
+        ("another protocol", issued("node-9.quire"), "h3"),
     ] {
-        let answer = send(&endpoint, node.addr, &good).await;
+        let answer = send(&client(shows, alpn), node.addr, &good).await;
         assert!(answer.is_err(), "{what}: {answer:?}");
     }
+    // The right CA, but another node's name in the stream: nothing of it is read.
+    let answer = send(&nine, node.addr, &request(1, b"ping")).await;
+    assert!(answer.as_ref().is_err_and(|why| why.contains("malformed")), "{answer:?}");
+    assert_eq!(
+        HANDLED.load(std::sync::atomic::Ordering::Relaxed),
+        1,
+        "one request came through to a handler"
+    );
 
     // A node with another key is no peer either way.
     let mut other = config(2, &tmp.path().join("other"), free());
@@ -168,10 +261,10 @@ async fn impostors_and_garbage_lose_their_connection_only() {
     node.raft.initialize(BTreeMap::from([(1, node.peer())])).await.unwrap();
     until("node 1 leads", || node.raft.status().state == ServerState::Leader).await;
     let term = node.raft.status().term;
-    let bystander = client(Some(KEY), "node-8.quire", true, "quire-raft/1");
+    let bystander = client(issued("node-8.quire"), "quire-raft/1");
     let steady = bystander.connect(node.addr, "cluster.quire").unwrap().await.unwrap();
 
-    let nine = || client(Some(KEY), "node-9.quire", true, "quire-raft/1");
+    let nine = || client(issued("node-9.quire"), "quire-raft/1");
     let frame = |kind: u8, body: &[u8]| {
         let mut b = vec![kind];
         b.extend(9u64.to_le_bytes());

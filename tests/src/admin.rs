@@ -2,10 +2,7 @@
 
 use crate::programs;
 use serde_json::Value;
-use std::io::{Read, Write};
-use std::net::TcpStream;
 use std::process::{Command, Output};
-use std::time::Duration;
 
 /// Runs `quire` with these arguments.
 pub fn quire(args: &[&str]) -> Output {
@@ -28,16 +25,6 @@ pub fn quire_fails(args: &[&str]) -> String {
 
 /// One HTTP request; returns the status code and the body.
 pub fn http(address: &str, method: &str, path: &str, body: &str) -> (u16, String) {
-    let mut stream = TcpStream::connect(address).unwrap();
-    stream.set_read_timeout(Some(Duration::from_secs(60))).unwrap();
-    let length = body.len();
-    write!(
-        stream,
-        "{method} {path} HTTP/1.1\r\nHost: {address}\r\nConnection: close\r\nContent-Length: {length}\r\n\r\n{body}"
-    )
-    .unwrap();
-    let mut answer = String::new();
-    stream.read_to_string(&mut answer).unwrap();
-    let (head, body) = answer.split_once("\r\n\r\n").unwrap();
-    (head.split(' ').nth(1).unwrap().parse().unwrap(), body.to_owned())
+    let answer = crate::http::request(address, method, path, &[], body.as_bytes()).unwrap();
+    (answer.status, answer.body)
 }

@@ -35,7 +35,8 @@ const PARTS: u64 = 4;
 /// Numbers that one `load` may use up.
 const BLOCK: u64 = 1_000_000;
 
-const SCHEMA: &str = "CREATE TABLE log(n INTEGER, part INTEGER, body BLOB, PRIMARY KEY(n, part)); \
+/// The tables that the apps write, statement by statement.
+pub const SCHEMA: &str = "CREATE TABLE log(n INTEGER, part INTEGER, body BLOB, PRIMARY KEY(n, part)); \
                       CREATE TABLE total(n INTEGER); INSERT INTO total VALUES (0)";
 
 /// Whether this machine has the app of these tests. With `CI=true` it must have.
@@ -187,6 +188,11 @@ impl App {
     /// The only value of a query that must succeed.
     pub fn number(&mut self, sql: &str) -> u64 {
         self.rows(sql).unwrap_or_else(|why| panic!("{sql}: {why}"))[0].parse().unwrap()
+    }
+
+    /// As [`App::lines`], with the times at which they came, without the first `from`.
+    pub fn heard(&self, from: usize) -> Vec<(Instant, String)> {
+        self.lines.lines.lock().unwrap().0[from..].to_vec()
     }
 
     /// How long the slowest of its transactions has taken to come to a verdict, in seconds.
@@ -505,6 +511,11 @@ impl Rng {
         let clock = std::time::UNIX_EPOCH.elapsed().map_or(1, |since| since.as_micros() as u64);
         let seed = std::env::var("SEED").ok().and_then(|text| text.parse().ok()).unwrap_or(clock);
         println!("SEED={seed}");
+        Rng::seeded(seed)
+    }
+
+    /// The numbers of a seed.
+    pub fn seeded(seed: u64) -> Rng {
         Rng(seed.wrapping_mul(0x9E37_79B9_7F4A_7C15) | 1)
     }
 

@@ -6,9 +6,10 @@ It obeys commands from standard input, one per line, and says on standard output
   write N             try N, then a verdict  one transaction with the number N
   load N              ditto, for N, N+1, ... until the next command
   hold N              held N | verdict       the transaction without its COMMIT
-  commit              verdict                the COMMIT
+  commit              sent N, then a verdict the COMMIT
   sql TEXT            row A|B..., then done | failed WHY
   fork                child PID, later childdone: a child that uses the inherited connection and exits
+  beget               child PID              a child that does nothing and outlives its parent
   quit                closes and ends
 
 A verdict is `ack N S`, or `busy N S WHY` (nothing was proposed), `refused N S WHY` (it definitely isn't
@@ -92,6 +93,7 @@ def begin(n):
 
 def commit(n):
     reasons.clear()
+    say("sent", n)
     try:
         db.execute("COMMIT")
         verdict("ack", n)
@@ -131,6 +133,16 @@ def fork():
     say("childdone")
 
 
+def beget():
+    child = os.fork()
+    if child == 0:
+        os.close(0)
+        os.close(1)
+        time.sleep(600)
+        os._exit(0)
+    say("child", child)
+
+
 threading.Thread(target=read_commands, daemon=True).start()
 say("ready", sqlite3.sqlite_version)
 while True:
@@ -159,6 +171,8 @@ while True:
         sql(rest)
     elif word == "fork":
         fork()
+    elif word == "beget":
+        beget()
     elif word == "quit":
         if db is not None:
             db.close()

@@ -6,17 +6,19 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "test support")]
 
 pub mod admin;
+pub mod chaos;
 pub mod crash;
+pub mod fixture;
 pub mod hosts;
 pub mod http;
 pub mod matrix;
 pub mod replicas;
+pub mod toolchains;
 
 use quire_node::cli::local::LocalCluster;
 use std::hash::{BuildHasher, RandomState};
 use std::net::{IpAddr, Ipv4Addr};
 use std::path::{Path, PathBuf};
-use std::process::Command;
 use std::sync::OnceLock;
 use std::time::Instant;
 use tempfile::TempDir;
@@ -28,6 +30,12 @@ pub struct Programs {
     pub quire: PathBuf,
     /// The loadable extension.
     pub extension: PathBuf,
+}
+
+/// Whether a test is to run in its long form: `QUIRE_LONG=1` says so of all that have one, `VARIABLE=long` of this one.
+pub fn is_long(variable: &str) -> bool {
+    let all = std::env::var_os("QUIRE_LONG").is_some_and(|value| !value.is_empty() && value != "0");
+    all || std::env::var_os(variable).is_some_and(|form| form == "long")
 }
 
 /// A step of a long test, which says how long it took.
@@ -42,21 +50,13 @@ pub fn programs() -> &'static Programs {
     static PROGRAMS: OnceLock<Programs> = OnceLock::new();
     PROGRAMS.get_or_init(|| {
         let test = std::env::current_exe().unwrap();
-        let deps = test.parent().unwrap();
-        let target = deps.parent().unwrap();
-        let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
-        let mut build = Command::new(cargo);
+        // Tests are one level deeper than binaries.
+        let target = test.parent().unwrap();
+        let target = if target.ends_with("deps") { target.parent().unwrap() } else { target };
+        let mut build = toolchains::cargo();
         build.args(["build", "--workspace", "--quiet", "--manifest-path"]);
         build.arg(Path::new(env!("CARGO_MANIFEST_DIR")).join("../Cargo.toml"));
         build.arg("--target-dir").arg(target.parent().unwrap());
-        // What cargo tells a test of its package: dependencies would be built anew for the difference.
-        let told = std::env::vars_os().map(|(name, _)| name).filter(|name| {
-            let name = name.to_string_lossy();
-            name.starts_with("CARGO_PKG_") || name.starts_with("CARGO_MANIFEST_")
-        });
-        for name in told {
-            build.env_remove(name);
-        }
         if target.file_name().is_some_and(|name| name == "release") {
             build.arg("--release");
         }
@@ -69,7 +69,7 @@ pub fn programs() -> &'static Programs {
 }
 
 /// A loopback address that no other test uses.
-fn own_address() -> IpAddr {
+pub(crate) fn own_address() -> IpAddr {
     let random = RandomState::new().hash_one(std::process::id());
     let [a, b, c, ..] = random.to_le_bytes();
     Ipv4Addr::new(127, a | 1, b, c.clamp(1, 254)).into()

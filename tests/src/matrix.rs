@@ -1,108 +1,76 @@
-//! The programs under `tests/hosts`: how each is built, once, under `target/hosts`, and how it is talked to.
+//! The programs under `tests/hosts` and `tests/clients`: how each is built ([`crate::toolchains`]), and how it is talked to.
 //!
-//! What is downloaded comes from the language's own registry, pinned by the files beside the program. SQLite is
-//! compiled without optimisation where a host brings it as source: that takes a third of the time.
+//! SQLite is compiled without optimisation where a host brings it as source: that takes a third of the time.
 
-use crate::hosts::{Program, skip};
-use crate::programs;
+use crate::hosts::{PATIENCE, Program};
+use crate::toolchains::{self, Sort, need, npm, step};
+use std::collections::BTreeMap;
 use std::fs::File;
 use std::io::{BufRead, BufReader, Write};
 use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdin, Command, Stdio};
-use std::sync::mpsc::Sender;
+use std::sync::mpsc::{Receiver, Sender};
+use std::time::Instant;
 
 const SQLITE_JDBC: &str = "org.xerial:sqlite-jdbc:3.50.3.0";
 const MAVEN_DEPENDENCY: &str = "org.apache.maven.plugins:maven-dependency-plugin:3.8.1:copy";
 
-/// Every host.
-pub const HOSTS: [&str; 8] = ["shell", "python", "apsw", "sqlalchemy", "django", "node", "go", "java"];
+/// Programs that host SQLite, and load the extension into it.
+const HOSTS: Sort = Sort("hosts");
+/// Programs that use a client of rqlite.
+pub const CLIENTS: Sort = Sort("clients");
 
-fn source(host: &str) -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("hosts").join(host)
+/// Builds all hosts.
+pub fn build_hosts() -> Vec<(&'static str, Command)> {
+    let names = ["shell", "python", "apsw", "sqlalchemy", "django", "node", "go", "java"];
+    toolchains::build_all(&names, host)
 }
 
-/// Where a host is built.
-fn place(host: &str) -> PathBuf {
-    let target = programs().extension.parent().and_then(Path::parent).unwrap();
-    let place = target.join("hosts").join(host);
-    std::fs::create_dir_all(&place).unwrap();
-    place
+/// The clients.
+pub const CLIENT_NAMES: [&str; 6] =
+    ["pyrqlite", "sqlalchemy-rqlite", "rqdb", "rqlite-js", "gorqlite", "rqlite-rs"];
+
+/// Builds all clients.
+pub fn build_clients() -> Vec<(&'static str, Command)> {
+    toolchains::build_all(&CLIENT_NAMES, client)
 }
 
-/// Runs a step of a build; the error is all that it said.
-fn step(command: &mut Command) -> Result<(), String> {
-    let output = command.stdin(Stdio::null()).output().map_err(|error| format!("{command:?}: {error}"))?;
-    if output.status.success() {
-        return Ok(());
-    }
-    let said = [output.stdout, output.stderr].map(|bytes| String::from_utf8_lossy(&bytes).into_owned());
-    Err(format!("{command:?}: {}\n{}", output.status, said.join("\n")))
-}
-
-/// A program that does nothing but say that it is there.
-fn need(program: &str, argument: &str) -> Result<(), String> {
-    step(Command::new(program).arg(argument)).map_err(|why| format!("there is no usable {program}: {why}"))
-}
-
-fn python(program: Program, host: &str, module: &str) -> Result<Command, String> {
-    step(Command::new(program.path()).args(["-c", &format!("import {module}")]))?;
-    let mut command = Command::new(program.path());
-    // The steps that all of them share, and Django's app.
-    let paths = [source(""), source(host)].map(|path| path.display().to_string());
-    command.arg("-B").arg(source(host).join("main.py")).env("PYTHONPATH", paths.join(":"));
-    Ok(command)
-}
-
-fn node() -> Result<Command, String> {
-    need("npm", "--version")?;
-    let (source, place) = (source("node"), place("node"));
-    let lock =
-        std::fs::read_to_string(source.join("package-lock.json")).map_err(|error| error.to_string())?;
-    let package = place.join("node_modules/better-sqlite3");
-    let built = place.join("built");
-    if std::fs::read_to_string(&built).ok().as_ref() != Some(&lock) {
-        for file in ["package.json", "package-lock.json"] {
-            std::fs::copy(source.join(file), place.join(file)).map_err(|error| error.to_string())?;
+fn host(name: &str) -> Result<Command, String> {
+    match name {
+        "shell" => {
+            need(Program::Cli.path().to_str().unwrap(), "-version")?;
+            let mut command = Command::new("bash");
+            // The distribution's `sqlite3`, whatever else there is.
+            let path = std::env::var("PATH").unwrap_or_default();
+            command.arg(HOSTS.source(name).join("main.sh")).env("PATH", format!("/usr/bin:{path}"));
+            Ok(command)
         }
-        let npm = |arguments: &[&str], directory: &Path| {
-            let mut npm = Command::new("npm");
-            npm.args(arguments).current_dir(directory).env("npm_config_jobs", "max");
-            // The headers that came with this Node; without them they are downloaded.
-            let headers = which("node").and_then(|path| Some(path.parent()?.parent()?.to_owned()));
-            if let Some(prefix) = headers.filter(|prefix| prefix.join("include/node/node.h").exists()) {
-                npm.env("npm_config_nodedir", prefix);
-            }
-            step(&mut npm)
-        };
-        npm(&["ci", "--ignore-scripts", "--no-audit", "--no-fund"], &place)?;
-        npm(&["run", "build-debug"], &package)?;
-        std::fs::write(&built, lock).map_err(|error| error.to_string())?;
+        "python" => HOSTS.python(Program::Python, name, "sqlite3"),
+        "node" => {
+            let package = "node_modules/better-sqlite3";
+            let mut command = HOSTS.node(name, |place| npm(&["run", "build-debug"], &place.join(package)))?;
+            let binding = HOSTS.place(name).join(package).join("build/Debug/better_sqlite3.node");
+            command.env("BETTER_SQLITE3_BINDING", binding);
+            Ok(command)
+        }
+        "go" => HOSTS.go(name, true),
+        "java" => java(name),
+        _ => HOSTS.python(Program::Apsw, name, name),
     }
-    let mut command = Command::new("node");
-    command.arg(source.join("main.js")).env("NODE_PATH", place.join("node_modules"));
-    command.env("BETTER_SQLITE3_BINDING", package.join("build/Debug/better_sqlite3.node"));
-    Ok(command)
 }
 
-fn which(program: &str) -> Option<PathBuf> {
-    let path = std::env::var_os("PATH")?;
-    let found =
-        std::env::split_paths(&path).map(|directory| directory.join(program)).find(|path| path.exists());
-    found?.canonicalize().ok()
+fn client(name: &str) -> Result<Command, String> {
+    match name {
+        "rqlite-js" => CLIENTS.node(name, |_| Ok(())),
+        "gorqlite" => CLIENTS.go(name, false),
+        "rqlite-rs" => CLIENTS.rust(name),
+        _ => CLIENTS.python(Program::Apsw, name, &name.replace('-', "_")),
+    }
 }
 
-fn go() -> Result<Command, String> {
-    need("go", "version")?;
-    let program = place("go").join("host");
-    let mut build = Command::new("go");
-    build.args(["build", "-mod=readonly", "-o"]).arg(&program).arg(".").current_dir(source("go"));
-    step(build.env("CGO_ENABLED", "1").env("CGO_CFLAGS", "-O0"))?;
-    Ok(Command::new(program))
-}
-
-fn java() -> Result<Command, String> {
+fn java(name: &str) -> Result<Command, String> {
     need("java", "-version")?;
-    let place = place("java");
+    let place = HOSTS.place(name);
     let (_, artifact) = SQLITE_JDBC.split_once(':').unwrap();
     let jar = place.join(format!("{}.jar", artifact.replace(':', "-")));
     if !jar.exists() {
@@ -111,45 +79,14 @@ fn java() -> Result<Command, String> {
         step(maven.arg(format!("-DoutputDirectory={}", place.display())))?;
     }
     let mut command = Command::new("java");
-    command.arg("-XX:TieredStopAtLevel=1").arg("-cp").arg(jar).arg(source("java").join("Main.java"));
+    command.arg("-XX:TieredStopAtLevel=1").arg("-cp").arg(jar).arg(HOSTS.source(name).join("Main.java"));
     Ok(command)
 }
 
-/// Builds a host.
-fn build(host: &str) -> Result<Command, String> {
-    match host {
-        "shell" => {
-            need(Program::Cli.path().to_str().unwrap(), "-version")?;
-            let mut command = Command::new("bash");
-            // The distribution's `sqlite3`, whatever else there is.
-            let path = std::env::var("PATH").unwrap_or_default();
-            command.arg(source(host).join("main.sh")).env("PATH", format!("/usr/bin:{path}"));
-            Ok(command)
-        }
-        "python" => python(Program::Python, host, "sqlite3"),
-        "node" => node(),
-        "go" => go(),
-        "java" => java(),
-        _ => python(Program::Apsw, host, host),
-    }
-}
+/// A line of a program, with its name; `None` when it has ended.
+pub type Line = (&'static str, Option<String>);
 
-/// Builds all hosts that this machine has the tools for, at the same time.
-pub fn build_all() -> Vec<(&'static str, Command)> {
-    programs();
-    let building: Vec<_> = HOSTS.map(|host| (host, std::thread::spawn(move || build(host)))).into();
-    let built = building.into_iter().map(|(host, thread)| (host, thread.join().unwrap()));
-    let found = built.filter_map(|(host, built)| match built {
-        Ok(command) => Some((host, command)),
-        Err(why) => {
-            skip(&format!("{host}: {why}"));
-            None
-        }
-    });
-    found.collect()
-}
-
-/// A running host.
+/// A running program.
 #[derive(Debug)]
 pub struct MatrixHost {
     /// Its name.
@@ -160,17 +97,8 @@ pub struct MatrixHost {
 }
 
 impl MatrixHost {
-    /// Starts a host on the database's paths on all nodes. What it prints goes to `lines`, with its name; `None` when
-    /// it has ended.
-    pub fn start(
-        name: &'static str,
-        mut command: Command,
-        databases: &[PathBuf],
-        errors: &Path,
-        lines: Sender<(&'static str, Option<String>)>,
-    ) -> MatrixHost {
-        command.arg(&programs().extension).args(databases);
-        command.env_remove("QUIRE_SOCKET").env_remove("QUIRE_DEFAULT_VFS").env_remove("QUIRE_FAULT");
+    /// Starts a program. What it prints goes to `lines`.
+    pub fn start(name: &'static str, mut command: Command, errors: &Path, lines: Sender<Line>) -> MatrixHost {
         command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(File::create(errors).unwrap());
         let mut child = command.spawn().unwrap_or_else(|error| panic!("{name}: {command:?}: {error}"));
         let (stdin, stdout) = (child.stdin.take().unwrap(), child.stdout.take().unwrap());
@@ -200,4 +128,31 @@ impl Drop for MatrixHost {
         let _ = self.child.kill();
         let _ = self.child.wait();
     }
+}
+
+/// Takes lines until each program has printed the one that it is to print, and returns all, by program.
+pub fn until(
+    programs: &[MatrixHost],
+    lines: &Receiver<Line>,
+    what: &str,
+    mut is_enough: impl FnMut(&BTreeMap<&'static str, Vec<String>>) -> bool,
+) -> BTreeMap<&'static str, Vec<String>> {
+    let deadline = Instant::now() + 2 * PATIENCE;
+    let mut found: BTreeMap<_, Vec<String>> = programs.iter().map(|program| (program.name, vec![])).collect();
+    while !is_enough(&found) {
+        match lines.recv_timeout(deadline.saturating_duration_since(Instant::now())) {
+            Ok((name, Some(line))) => found.get_mut(name).unwrap().push(line),
+            Ok((name, None)) => {
+                let program = programs.iter().find(|program| program.name == name).unwrap();
+                panic!("{name} ended while it was to {what}: {}", program.errors());
+            }
+            Err(why) => panic!("waiting for {what}: {why}: {found:#?}"),
+        }
+    }
+    found
+}
+
+/// Whether the last line of each is this one.
+pub fn all_said(line: String) -> impl Fn(&BTreeMap<&'static str, Vec<String>>) -> bool {
+    move |found| found.values().all(|lines| lines.last() == Some(&line))
 }

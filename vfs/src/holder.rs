@@ -103,6 +103,8 @@ pub struct Holder {
     _memory: Box<[u128]>,
     _name: CString,
     regions: Mutex<Vec<Mapped>>,
+    /// The wal-index goes with it.
+    removes_index: bool,
 }
 
 #[derive(Clone, Copy)]
@@ -168,6 +170,7 @@ impl Holder {
             _memory: memory,
             _name: padded,
             regions: Mutex::new(Vec::new()),
+            removes_index: false,
         };
         match holder.file.lock(SQLITE_LOCK_SHARED) {
             SQLITE_OK => {}
@@ -239,6 +242,11 @@ impl Holder {
         self.file.unlock(SQLITE_LOCK_SHARED);
     }
 
+    /// When this is dropped, the wal-index goes, too. Nobody else may be attached, as [`Holder::exclude_readers`] ensures.
+    pub fn remove_index(&mut self) {
+        self.removes_index = true;
+    }
+
     /// Size of the database file, in bytes.
     pub fn file_size(&self) -> Result<u64, HoldError> {
         let err = |code| HoldError::Sqlite { path: self.path.clone(), what: "asking for its size", code };
@@ -304,7 +312,10 @@ impl WalIndex for Holder {
 
 impl Drop for Holder {
     fn drop(&mut self) {
-        self.file.shm_unmap(0);
+        // The VFS doesn't: they would stay with the index as long as anything else in this process has it open.
+        self.unlock(IndexLock::Write);
+        self.unlock(IndexLock::Checkpoint);
+        self.file.shm_unmap(c_int::from(self.removes_index));
         self.file.unlock(SQLITE_LOCK_NONE);
         self.file.close();
     }

@@ -1,22 +1,23 @@
-//! Who may do what: users, passwords and permissions from a file, as rqlite has them, checked before every request.
+//! Who may do what: users, passwords and permissions from a file ([`super::users`]), as rqlite has them, checked before
+//! every request.
 //!
-//! ```json
-//! [{"username": "bob", "password": "$argon2id$…", "perms": ["execute", "query"]}, {"username": "*", "perms": ["status"]}]
-//! ```
-//!
-//! A password is plain, or a hash that `quire passwd` prints. User `*` says what everybody may do, without a password.
-//! Passwords are compared by their digests under a key of this process, so that the time it takes says nothing about
-//! them; and a hash, which is costly to check by design, is checked once for each password that was right.
+//! - Passwords are compared by their digests under a key of this process, so that the time it takes says nothing about
+//!   them. A name that nobody has takes as long as a wrong password.
+//! - A hash, which is costly to check by design, is checked once for each password that was right. Two are checked at a time,
+//!   and few wait; beyond that, requests are told to come again. So strangers take no more than that of the machine.
+//! - Who fails often is put off ([`super::throttle`]): from then on nothing of his is checked for a while, right or wrong.
 
+use super::throttle::Throttle;
+use super::users::{self, Secret, User, Users, digest};
 use argon2::Argon2;
 use argon2::password_hash::{PasswordHasher, PasswordVerifier, phc::PasswordHash};
 use axum::http::{HeaderMap, Method, header};
-use serde::Deserialize;
-use sha2::{Digest, Sha256};
 use std::collections::HashSet;
 use std::hash::{BuildHasher, RandomState};
+use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
+use std::time::Instant;
 use tokio::sync::Semaphore;
 
 /// The longest file.
@@ -25,22 +26,8 @@ const MAX_FILE: u64 = 1 << 20;
 const MAX_KNOWN: usize = 1024;
 /// Hashes that are checked at the same time.
 const CHECKS: usize = 2;
-/// Permissions, as rqlite names them.
-const PERMISSIONS: [&str; 13] = [
-    "all",
-    "join",
-    "join-read-only",
-    "remove",
-    "execute",
-    "query",
-    "status",
-    "ready",
-    "backup",
-    "load",
-    "snapshot",
-    "leader-ops",
-    "ui",
-];
+/// Requests that have a hash checked, or wait for it.
+const MAX_CHECKING: usize = 64;
 
 /// The file can't be used.
 #[derive(Debug, thiserror::Error)]
@@ -50,33 +37,15 @@ pub struct AuthError {
     reason: String,
 }
 
-#[derive(Debug, Deserialize)]
-#[serde(deny_unknown_fields)]
-struct Entry {
-    username: String,
-    #[serde(default)]
-    password: String,
-    #[serde(default)]
-    perms: Vec<String>,
-}
-
-#[derive(Debug)]
-enum Secret {
-    Plain([u8; 32]),
-    Hash(String),
-}
-
-#[derive(Debug)]
-struct User {
-    name: String,
-    secret: Secret,
-    perms: HashSet<String>,
-}
-
-#[derive(Debug, Default)]
-struct Users {
-    users: Vec<User>,
-    everyone: HashSet<String>,
+/// What is to become of a request.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Verdict {
+    /// It is served.
+    Allowed,
+    /// It says too little, or something wrong.
+    Denied,
+    /// Nothing was checked. It may come again after so many seconds.
+    Later(u64),
 }
 
 /// Users and permissions.
@@ -86,6 +55,8 @@ pub struct Auth {
     key: [u8; 32],
     users: RwLock<Arc<Users>>,
     known: Mutex<HashSet<[u8; 32]>>,
+    throttle: Mutex<Throttle>,
+    checking: Semaphore,
     checks: Semaphore,
 }
 
@@ -103,6 +74,8 @@ impl Auth {
             key,
             users,
             known: Mutex::default(),
+            throttle: Mutex::default(),
+            checking: Semaphore::new(MAX_CHECKING),
             checks: Semaphore::new(CHECKS),
         })
     }
@@ -112,6 +85,7 @@ impl Auth {
         let users = Arc::new(read(&self.path, &self.key)?);
         *self.users.write().unwrap_or_else(PoisonError::into_inner) = users;
         self.known.lock().unwrap_or_else(PoisonError::into_inner).clear();
+        *self.throttle.lock().unwrap_or_else(PoisonError::into_inner) = Throttle::default();
         Ok(())
     }
 
@@ -120,66 +94,65 @@ impl Auth {
         &self.path
     }
 
-    /// Whether a request with these headers has all these permissions.
-    pub async fn allows(&self, headers: &HeaderMap, needed: &[&str]) -> bool {
+    /// Whether a request with these headers, from there, has all these permissions.
+    pub async fn check(&self, from: IpAddr, headers: &HeaderMap, needed: &[&str]) -> Verdict {
         let users = self.users.read().unwrap_or_else(PoisonError::into_inner).clone();
         let has = |perms: &HashSet<String>| {
             perms.contains("all") || needed.iter().all(|perm| perms.contains(*perm))
         };
         if has(&users.everyone) {
-            return true;
+            return Verdict::Allowed;
         }
-        let Some((name, password)) = credentials(headers) else { return false };
+        let value = headers.get(header::AUTHORIZATION).and_then(|value| value.to_str().ok());
+        let Some((name, password)) = value.and_then(users::credentials) else { return Verdict::Denied };
+        let throttle = || self.throttle.lock().unwrap_or_else(PoisonError::into_inner);
+        let who = digest(&self.key, &[&name]);
+        if let Some(seconds) = throttle().put_off(from, who, Instant::now()) {
+            return Verdict::Later(seconds);
+        }
         let user = users.users.iter().find(|user| user.name == name);
-        // A name that nobody has takes as long as a wrong password.
-        let secret = user.or(users.users.first()).map(|user| &user.secret);
-        let Some(secret) = secret else { return false };
-        let right = self.is_right(secret, &name, password).await;
+        let Some(secret) = user.or(users.users.first()).map(|user| &user.secret) else {
+            return Verdict::Denied;
+        };
+        let Some(right) = self.is_right(secret, &name, password).await else { return Verdict::Later(1) };
+        let Some(user) = user.filter(|_| right) else {
+            throttle().failed(from, who, Instant::now());
+            return Verdict::Denied;
+        };
         let all = |user: &User| {
             has(&user.perms)
                 || needed.iter().all(|perm| user.perms.contains(*perm) || users.everyone.contains(*perm))
         };
-        right && user.is_some_and(all)
+        if all(user) { Verdict::Allowed } else { Verdict::Denied }
     }
 
-    async fn is_right(&self, secret: &Secret, name: &str, password: String) -> bool {
-        match secret {
-            Secret::Plain(expected) => digest(&self.key, &[&password]) == *expected,
-            Secret::Hash(hash) => {
-                let id = digest(&self.key, &[name, hash, &password]);
-                let known = || self.known.lock().unwrap_or_else(PoisonError::into_inner);
-                if known().contains(&id) {
-                    return true;
-                }
-                let Ok(_turn) = self.checks.acquire().await else { return false };
-                let hash = hash.clone();
-                let check = move || {
-                    let parsed = PasswordHash::new(&hash);
-                    parsed.is_ok_and(|h| Argon2::default().verify_password(password.as_bytes(), &h).is_ok())
-                };
-                let right = tokio::task::spawn_blocking(check).await.unwrap_or(false);
-                if right {
-                    let mut known = known();
-                    if known.len() >= MAX_KNOWN {
-                        known.clear();
-                    }
-                    known.insert(id);
-                }
-                right
-            }
+    /// `None`: too many are being checked.
+    async fn is_right(&self, secret: &Secret, name: &str, password: String) -> Option<bool> {
+        let hash = match secret {
+            Secret::Plain(expected) => return Some(digest(&self.key, &[&password]) == *expected),
+            Secret::Hash(hash) => hash.clone(),
+        };
+        let id = digest(&self.key, &[name, &hash, &password]);
+        let known = || self.known.lock().unwrap_or_else(PoisonError::into_inner);
+        if known().contains(&id) {
+            return Some(true);
         }
+        let _place = self.checking.try_acquire().ok()?;
+        let _turn = self.checks.acquire().await.ok()?;
+        let check = move || {
+            let parsed = PasswordHash::new(&hash);
+            parsed.is_ok_and(|h| Argon2::default().verify_password(password.as_bytes(), &h).is_ok())
+        };
+        let right = tokio::task::spawn_blocking(check).await.unwrap_or(false);
+        if right {
+            let mut known = known();
+            if known.len() >= MAX_KNOWN {
+                known.clear();
+            }
+            known.insert(id);
+        }
+        Some(right)
     }
-}
-
-/// A digest under a key, of parts that can't run into each other.
-fn digest(key: &[u8; 32], parts: &[&str]) -> [u8; 32] {
-    let mut hasher = Sha256::new();
-    hasher.update(key);
-    for part in parts {
-        hasher.update((part.len() as u64).to_le_bytes());
-        hasher.update(part.as_bytes());
-    }
-    hasher.finalize().into()
 }
 
 fn read(path: &Path, key: &[u8; 32]) -> Result<Users, AuthError> {
@@ -189,33 +162,7 @@ fn read(path: &Path, key: &[u8; 32]) -> Result<Users, AuthError> {
         return Err(bad(format!("{size} bytes; more than {MAX_FILE} are not read")));
     }
     let text = std::fs::read_to_string(path).map_err(|why| bad(why.to_string()))?;
-    let entries: Vec<Entry> = serde_json::from_str(&text)
-        .map_err(|why| bad(format!("{why}; it must be a list of username, password and perms")))?;
-    let mut users = Users::default();
-    for Entry { username, password, perms } in entries {
-        if let Some(unknown) = perms.iter().find(|perm| !PERMISSIONS.contains(&perm.as_str())) {
-            let known = PERMISSIONS.join(" ");
-            return Err(bad(format!("{username} has the unknown permission {unknown:?}; there are {known}")));
-        }
-        if username == "*" {
-            users.everyone.extend(perms);
-            continue;
-        }
-        if username.contains(':') || users.users.iter().any(|user| user.name == username) {
-            return Err(bad(format!("{username:?} stands there twice, or contains a colon")));
-        }
-        let secret = if password.starts_with("$argon2") {
-            PasswordHash::new(&password)
-                .map_err(|why| bad(format!("the password hash of {username} can't be used: {why}")))?;
-            Secret::Hash(password)
-        } else if password.is_empty() {
-            return Err(bad(format!("{username} has no password")));
-        } else {
-            Secret::Plain(digest(key, &[&password]))
-        };
-        users.users.push(User { name: username, secret, perms: perms.into_iter().collect() });
-    }
-    Ok(users)
+    users::parse(&text, key).map_err(bad)
 }
 
 /// A hash for the file.
@@ -226,47 +173,12 @@ pub fn hash(password: &str) -> Result<String, String> {
         .map_err(|e| e.to_string())
 }
 
-/// Name and password of a request.
-fn credentials(headers: &HeaderMap) -> Option<(String, String)> {
-    let value = headers.get(header::AUTHORIZATION)?.to_str().ok()?;
-    let (scheme, encoded) = value.split_once(' ')?;
-    if !scheme.eq_ignore_ascii_case("basic") {
-        return None;
-    }
-    let text = String::from_utf8(from_base64(encoded.trim())?).ok()?;
-    let (name, password) = text.split_once(':')?;
-    Some((name.to_owned(), password.to_owned()))
-}
-
-fn from_base64(text: &str) -> Option<Vec<u8>> {
-    let mut out = Vec::with_capacity(text.len() * 3 / 4);
-    let (mut bits, mut count) = (0u32, 0);
-    for byte in text.trim_end_matches('=').bytes() {
-        let digit = match byte {
-            b'A'..=b'Z' => byte - b'A',
-            b'a'..=b'z' => byte - b'a' + 26,
-            b'0'..=b'9' => byte - b'0' + 52,
-            b'+' => 62,
-            b'/' => 63,
-            _ => return None,
-        };
-        bits = bits << 6 | u32::from(digit);
-        count += 6;
-        if count >= 8 {
-            count -= 8;
-            out.push((bits >> count) as u8);
-            bits &= (1 << count) - 1;
-        }
-    }
-    Some(out)
-}
-
 /// The permissions that a request needs. What isn't known needs all of them.
 pub fn needed(method: &Method, path: &str) -> &'static [&'static str] {
     let reads = matches!(*method, Method::GET | Method::HEAD);
     match path {
         "/db/execute" | "/db/create" | "/db/drop" => &["execute"],
-        "/db/query" | "/db/list" => &["query"],
+        "/db/query" | "/db/list" | "/outcome" => &["query"],
         "/db/request" => &["query", "execute"],
         "/db/backup" => &["backup"],
         "/db/load" | "/boot" => &["load"],
@@ -277,7 +189,7 @@ pub fn needed(method: &Method, path: &str) -> &'static [&'static str] {
         "/leader" if reads => &["status"],
         "/verify" if reads => &["status"],
         "/leader" | "/verify" => &["leader-ops"],
-        "/" | "/console/" => &["ui"],
+        "/" | "/console" | "/console/" => &["ui"],
         path if path == "/tx" || path.starts_with("/tx/") => &["query", "execute"],
         _ => &["all"],
     }
@@ -291,6 +203,12 @@ mod tests {
         let file = tempfile::NamedTempFile::new().unwrap();
         std::fs::write(file.path(), text).unwrap();
         Auth::load(file.path())
+    }
+
+    const HERE: IpAddr = IpAddr::V4(std::net::Ipv4Addr::LOCALHOST);
+
+    async fn allows(auth: &Auth, headers: &HeaderMap, needed: &[&str]) -> bool {
+        auth.check(HERE, headers, needed).await == Verdict::Allowed
     }
 
     fn basic(name: &str, password: &str) -> HeaderMap {
@@ -310,24 +228,75 @@ mod tests {
         );
         let auth = auth(&text).unwrap();
         let none = HeaderMap::new();
-        assert!(auth.allows(&none, &["ready"]).await);
-        assert!(!auth.allows(&none, &["query"]).await);
+        assert!(allows(&auth, &none, &["ready"]).await);
+        assert!(!allows(&auth, &none, &["query"]).await);
         let bob = basic("bob", "plain");
-        assert!(auth.allows(&bob, &["query", "execute"]).await && auth.allows(&bob, &["ready"]).await);
-        assert!(!auth.allows(&bob, &["status"]).await && !auth.allows(&bob, &["all"]).await);
+        assert!(allows(&auth, &bob, &["query", "execute"]).await && allows(&auth, &bob, &["ready"]).await);
+        assert!(!allows(&auth, &bob, &["status"]).await && !allows(&auth, &bob, &["all"]).await);
         for _ in 0..2 {
-            assert!(auth.allows(&basic("ann", "se:cret"), &["remove"]).await);
-            assert!(auth.allows(&basic("ann", "se:cret"), &["all"]).await);
+            assert!(allows(&auth, &basic("ann", "se:cret"), &["remove"]).await);
+            assert!(allows(&auth, &basic("ann", "se:cret"), &["all"]).await);
         }
         for (name, password) in
             [("bob", "wrong"), ("bob", ""), ("ann", "wrong"), ("eve", "plain"), ("*", ""), ("", "")]
         {
-            assert!(!auth.allows(&basic(name, password), &["query"]).await, "{name}");
+            assert!(!allows(&auth, &basic(name, password), &["query"]).await, "{name}");
         }
         for bad in ["Basic", "Basic !", "Bearer x", "Basic Ym9i"] {
             let headers = HeaderMap::from_iter([(header::AUTHORIZATION, bad.parse().unwrap())]);
-            assert!(!auth.allows(&headers, &["query"]).await, "{bad}");
+            assert!(!allows(&auth, &headers, &["query"]).await, "{bad}");
         }
+    }
+
+    #[tokio::test(flavor = "current_thread")]
+    async fn whoever_guesses_is_put_off_whether_right_or_wrong() {
+        let auth = auth(
+            r#"[{"username":"bob","password":"plain","perms":["query"]},{"username":"ann","password":"x","perms":["query"]},
+                {"username":"*","perms":["ready"]}]"#,
+        )
+        .unwrap();
+        let mut later = 0;
+        for n in 0..30 {
+            match auth.check(HERE, &basic("bob", &format!("guess {n}")), &["query"]).await {
+                Verdict::Later(_) => later += 1,
+                verdict => assert_eq!((verdict, later), (Verdict::Denied, 0), "guess {n}"),
+            }
+        }
+        assert!(later >= 10, "{later} of 30 guesses were put off");
+        assert!(matches!(auth.check(HERE, &basic("bob", "plain"), &["query"]).await, Verdict::Later(1..)));
+        let elsewhere = "192.0.2.1".parse().unwrap();
+        assert_eq!(auth.check(elsewhere, &basic("bob", "plain"), &["query"]).await, Verdict::Allowed);
+        assert!(allows(&auth, &basic("ann", "x"), &["query"]).await, "another user");
+        assert!(
+            allows(&auth, &basic("bob", "no"), &["ready"]).await,
+            "what everybody may is not asked about"
+        );
+    }
+
+    /// However many come at once, few hashes are checked, and nobody waits in a long line.
+    #[tokio::test(flavor = "current_thread")]
+    async fn checks_of_hashes_are_bounded() {
+        let text =
+            format!(r#"[{{"username":"ann","password":"{}","perms":["all"]}}]"#, hash("right").unwrap());
+        let auth = auth(&text).unwrap();
+        assert!(allows(&auth, &basic("ann", "right"), &["all"]).await);
+        let from = |n: u32| IpAddr::V4(n.into());
+        let asked: Vec<_> =
+            (0..MAX_CHECKING as u32 + 20).map(|n| (from(n), basic("ann", &format!("wrong {n}")))).collect();
+        let verdicts = futures_util::future::join_all(
+            asked.iter().map(|(from, headers)| auth.check(*from, headers, &["all"])),
+        );
+        // A password that is known to be right needs no check, and so no place.
+        let known = basic("ann", "right");
+        let known = async {
+            tokio::task::yield_now().await;
+            (auth.checking.available_permits(), auth.check(from(7777), &known, &["all"]).await)
+        };
+        let (verdicts, known) = futures_util::future::join(verdicts, known).await;
+        assert_eq!(known, (0, Verdict::Allowed));
+        let put_off = verdicts.iter().filter(|verdict| **verdict == Verdict::Later(1)).count();
+        assert_eq!((put_off, verdicts.len() - put_off), (20, MAX_CHECKING));
+        assert!(!verdicts.contains(&Verdict::Allowed));
     }
 
     #[test]
@@ -341,6 +310,8 @@ mod tests {
             r#"[{"username":"a","password":"x"},{"username":"a","password":"y"}]"#,
             r#"[{"username":"a:b","password":"x"}]"#,
             r#"[{"username":"a","password":"$argon2id$nonsense"}]"#,
+            r#"[{"username":"a","password":"$argon2id$v=19$m=4000000000,t=2,p=1$c29tZXNhbHQ$AAAAAAAAAAAAAAAAAAAAAA"}]"#,
+            r#"[{"username":"a","password":"$argon2id$v=19$m=8,t=4000000000,p=1$c29tZXNhbHQ$AAAAAAAAAAAAAAAAAAAAAA"}]"#,
         ] {
             assert!(auth(bad).is_err(), "{bad}");
         }

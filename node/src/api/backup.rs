@@ -10,6 +10,7 @@
 //! | `vacuum` | packed; takes a copy on this node's disk first |
 //! | `compress` | as a gzip stream |
 //! | `noleader` | this node's state as it is, also without a leader |
+//! | `redirect` | 301 to the leader, from another node |
 //! | `timeout=60s` | how long the client may read slower than 64 KiB/s |
 //!
 //! The headers `x-quire-size` (bytes before compression, where known), `x-quire-index` and `x-quire-checksum` tell what
@@ -29,7 +30,7 @@ use crate::node::OpenError;
 use crate::peers::{self, PeerRequest};
 use crate::stop::Stop;
 use axum::extract::State;
-use axum::http::{HeaderMap, HeaderName, HeaderValue, StatusCode, header};
+use axum::http::{HeaderMap, HeaderName, HeaderValue, StatusCode, Uri, header};
 use axum::response::{IntoResponse, Response};
 use flate2::Compression;
 use flate2::write::GzEncoder;
@@ -138,11 +139,19 @@ impl From<io::Error> for BackupError {
 }
 
 /// Sends a backup.
-pub(super) async fn backup(State(exchange): ExchangeState, params: Params) -> Response {
+pub(super) async fn backup(State(exchange): ExchangeState, uri: Uri, params: Params) -> Response {
     let wanted = match Wanted::new(&params) {
         Ok(wanted) => wanted,
         Err(why) => return error(StatusCode::BAD_REQUEST, &why),
     };
+    if params.flag("redirect") && !params.flag("noleader") {
+        let status = exchange.node.raft_status();
+        let leader = status.leader.filter(|&id| id != status.node_id).and_then(|id| status.peers.get(&id));
+        if let Some(peer) = leader {
+            let to = format!("{}://{}{uri}", exchange.node.config().http_scheme(), peer.http_addr);
+            return (StatusCode::MOVED_PERMANENTLY, [(header::LOCATION, to)]).into_response();
+        }
+    }
     let Ok(place) = exchange.backups.clone().try_acquire_owned() else {
         return error(
             StatusCode::SERVICE_UNAVAILABLE,
@@ -154,10 +163,10 @@ pub(super) async fn backup(State(exchange): ExchangeState, params: Params) -> Re
         let up_to_date = Box::pin(async {
             let index = peers::ask_leader(&node, PeerRequest::Barrier, CATCH_UP).await.ok()?;
             node.wait_taken(index).await;
-            node.registry().find(&wanted.name)?.settled().await;
+            node.registry().find(&wanted.name).await.ok()??.settled().await;
             Some(())
         });
-        let known = node.registry().find(&wanted.name).is_some();
+        let known = node.registry().id_of(&wanted.name).is_some();
         let caught_up = tokio::time::timeout(CATCH_UP, up_to_date).await;
         if !matches!(caught_up, Ok(Some(()))) && known {
             let why = "this node can't tell whether it has everything that is committed: leader not found, or it \

@@ -20,7 +20,7 @@ const DROP: Duration = Duration::from_secs(20);
 
 /// The databases.
 pub(super) async fn list(State(exchange): ExchangeState, params: Params) -> Response {
-    let mut databases: Vec<_> = exchange.node.registry().all().iter().map(|db| db.status()).collect();
+    let mut databases = exchange.node.registry().statuses();
     databases.sort_by(|one, other| one.name.cmp(&other.name));
     let databases: Vec<Value> = databases
         .iter()
@@ -51,12 +51,13 @@ pub(super) async fn create(State(exchange): ExchangeState, params: Params) -> Re
             return error(StatusCode::BAD_REQUEST, "page_size must be a power of two from 512 to 65536");
         }
     };
-    if exchange.node.registry().find(&name).is_some() {
+    if exchange.node.registry().id_of(&name).is_some() {
         return error(StatusCode::CONFLICT, &format!("there is a database {name} already"));
     }
-    match exchange.node.open_database(&name, true, page_size).await {
-        Ok(database) => {
-            let answer = json!({ "name": name, "id": database.id.0, "page_size": database.page_size.get() });
+    let page_size = page_size.unwrap_or(PageSize::DEFAULT);
+    match exchange.node.create_database(&name, page_size).await {
+        Ok(id) => {
+            let answer = json!({ "name": name, "id": id.0, "page_size": page_size.get() });
             body(&answer, params.flag("pretty"))
         }
         Err(why @ (OpenError::Invalid(_) | OpenError::NotFound(_))) => {
@@ -75,15 +76,15 @@ pub(super) async fn drop(State(exchange): ExchangeState, params: Params) -> Resp
     if params.get("db").is_none() {
         return error(StatusCode::BAD_REQUEST, "db=NAME is missing: which database is to be dropped");
     }
-    let Some(database) = exchange.node.registry().find(&name) else {
+    let Some(id) = exchange.node.registry().id_of(&name) else {
         return error(StatusCode::NOT_FOUND, &format!("there is no database {name}"));
     };
-    if params.get("id").is_some_and(|id| id.parse() != Ok(database.id.0)) {
-        let why = format!("{name} is another database by now: its id is {}", database.id);
+    if params.get("id").is_some_and(|asked| asked.parse() != Ok(id.0)) {
+        let why = format!("{name} is another database by now: its id is {id}");
         return error(StatusCode::CONFLICT, &why);
     }
-    match exchange.node.drop_database(database.id, DROP).await {
-        Ok(()) => body(&json!({ "name": name, "id": database.id.0 }), params.flag("pretty")),
+    match exchange.node.drop_database(id, DROP).await {
+        Ok(()) => body(&json!({ "name": name, "id": id.0 }), params.flag("pretty")),
         Err(LeaderError::Refused(why)) => error(StatusCode::BAD_REQUEST, &why),
         Err(LeaderError::Unavailable(why)) => error(StatusCode::SERVICE_UNAVAILABLE, &why),
     }

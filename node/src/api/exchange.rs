@@ -42,6 +42,7 @@ pub(super) fn router<S>(node: Arc<Node>) -> Router<S> {
     Router::new()
         .route("/db/backup", get(backup::backup))
         .route("/db/load", post(load::load))
+        .route("/boot", post(load::boot))
         .route("/db/list", get(databases::list))
         .route("/db/create", post(databases::create))
         .route("/db/drop", post(databases::drop))

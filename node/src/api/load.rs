@@ -4,13 +4,15 @@
 //! | parameter | meaning |
 //! |---|---|
 //! | `db=NAME` | the database, created if it doesn't exist; default `main` |
-//! | `replace` | a script, too, replaces what is there; else it is run on that. A file always replaces |
+//! | `replace` | a script, too, replaces what is there; else it is run on that, if there is such a database. A file always replaces |
 //! | `noreplace` | 409 if the database has any content |
 //! | `redirect` | accepted; there is nowhere to go, as any node writes |
 //! | `timeout=1h` | how long it may take from when everything has come |
+//! | `idle=30s` | how long the client may be silent while it sends, 10 minutes at most; after that time it must also have sent 64 KiB/s on average. 408 if not |
 //!
 //! The answer is `{"database", "kind", "bytes", "pages", "index"}`, once the transaction is committed. Whatever fails
-//! before changes nothing; 504 says that the outcome is unknown. It is given up when the client leaves before the
+//! before changes nothing; 504 says that the outcome is unknown. A database that doesn't exist is created when what came
+//! has been found good, right before it is written. It is given up when the client leaves before the
 //! commit. `Expect: 100-continue` spares a client to send what is refused anyway.
 
 use super::exchange::{self, Exchange, ExchangeState};
@@ -27,11 +29,15 @@ use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::{OwnedSemaphorePermit, mpsc};
 use tokio::task::{JoinError, JoinHandle, spawn_blocking};
-use tokio::time::timeout;
+use tokio::time::{Instant, timeout};
 use tracing::{info, warn};
 
-/// How long the client may be silent.
-const SILENCE: Duration = Duration::from_secs(60);
+/// How long the client may be silent, if it says nothing else: it keeps a place that others wait for.
+const IDLE: Duration = Duration::from_secs(30);
+/// The longest that it may ask for.
+const MAX_IDLE: Duration = Duration::from_secs(600);
+/// The client must send so many bytes per second, on average and after the time that it may be silent.
+const MIN_RATE: u64 = 64 << 10;
 /// Pieces between the network and the disk.
 const BACKLOG: usize = 8;
 /// How long what a client still sends is taken, so that it reads why it was refused.
@@ -95,6 +101,21 @@ impl From<JoinError> for Refused {
 
 /// Takes a database.
 pub(super) async fn load(State(exchange): ExchangeState, params: Params, request: Request) -> Response {
+    serve(exchange, params, request, false).await
+}
+
+/// `POST /boot`: a SQLite file for a cluster that has one node yet. Here it is as any load of a file: in one transaction,
+/// while everything goes on.
+pub(super) async fn boot(State(exchange): ExchangeState, params: Params, request: Request) -> Response {
+    let members = exchange.node.raft_status().peers.len();
+    if members > 1 {
+        let why = format!("the cluster has {members} nodes, and /boot is for one; POST the file to /db/load");
+        return error(StatusCode::BAD_REQUEST, &why);
+    }
+    serve(exchange, params, request, true).await
+}
+
+async fn serve(exchange: Arc<Exchange>, params: Params, request: Request, is_boot: bool) -> Response {
     let name = match exchange::database_name(&params) {
         Ok(name) => name,
         Err(why) => return error(StatusCode::BAD_REQUEST, &why),
@@ -113,7 +134,9 @@ pub(super) async fn load(State(exchange): ExchangeState, params: Params, request
             "too many loads are under way on this node; try again",
         );
     };
-    match Box::pin(take(&exchange, &Place(Arc::new(place)), &name, &params, patience, request)).await {
+    match Box::pin(take(&exchange, &Place(Arc::new(place)), &name, &params, (patience, is_boot), request))
+        .await
+    {
         Ok(answer) => body(&answer, params.flag("pretty")),
         Err(Refused(code, why)) => {
             warn!(database = name, "not loaded: {why}");
@@ -127,11 +150,12 @@ async fn take(
     place: &Place,
     name: &str,
     params: &Params,
-    patience: Duration,
+    (patience, is_boot): (Duration, bool),
     request: Request,
 ) -> Result<Value, Refused> {
     let node = &exchange.node;
-    let found = node.registry().find(name);
+    let found =
+        node.registry().find(name).await.map_err(|why| Refused(StatusCode::SERVICE_UNAVAILABLE, why))?;
     if params.flag("noreplace") && found.as_ref().is_some_and(|database| database.pages() > 1) {
         return Err(Refused(StatusCode::CONFLICT, format!("{name} exists and is not empty")));
     }
@@ -139,24 +163,46 @@ async fn take(
         // One that can't be written is no reason to have everything sent.
         node.open_database(name, false, None).await?;
     }
-    let staged = receive(exchange, place, request).await?;
+    let idle = params.duration("idle").map_err(|why| Refused(StatusCode::BAD_REQUEST, why))?;
+    let idle = idle.unwrap_or(IDLE).min(MAX_IDLE);
+    let staged = receive(exchange, place, idle, request).await?;
+    if is_boot && staged.kind != Kind::File {
+        let why = "/boot takes a SQLite file; POST a script to /db/load";
+        return Err(Refused(StatusCode::BAD_REQUEST, why.into()));
+    }
     let stop = Stop::after(patience);
     let _asker = stop.asker();
     let (kind, bytes) = (staged.kind, staged.bytes);
     info!(database = name, bytes, ?kind, "received what is to be loaded");
     let socket = node.socket_path();
-    let database = if kind == Kind::Script && !params.flag("replace") {
-        let database = node.open_database(name, true, None).await?;
+    // A script that fails, where there is nothing yet, leaves nothing: not even an empty database.
+    let database = if kind == Kind::Script && !params.flag("replace") && found.is_some() {
+        let database = node.open_database(name, false, None).await?;
         let path = database.path().to_owned();
         place.blocking(move || load::add(&staged, &path, &socket, &stop)).await??;
         database
     } else {
-        let page_size = found.map(|database| database.page_size);
+        let page_size = found.as_ref().map(|database| database.page_size);
         let preparing = stop.clone();
         let ready = place.blocking(move || load::prepare(staged, page_size, &preparing)).await??;
         let database = node.open_database(name, true, Some(ready.page_size)).await?;
+        // Somebody else may have had the same idea meanwhile.
+        if (found.is_none() || params.flag("noreplace")) && database.pages() > 1 {
+            return Err(Refused(StatusCode::CONFLICT, format!("{name} exists and is not empty")));
+        }
         let path = database.path().to_owned();
-        place.blocking(move || load::replace(&ready, &path, &socket, &stop)).await??;
+        let replaced = place.blocking(move || load::replace(&ready, &path, &socket, &stop)).await?;
+        replaced.map_err(|error| match (&error, &found) {
+            (LoadError::Unknown(_), _) | (_, Some(_)) => error.into(),
+            // Not dropped: an app may have opened it by now, and be writing.
+            (_, None) => {
+                let Refused(code, why) = error.into();
+                Refused(
+                    code,
+                    format!("{why}; {name} was created for it and is empty: load again, or drop it"),
+                )
+            }
+        })?;
         database
     };
     database.settled().await;
@@ -168,8 +214,20 @@ async fn take(
     )
 }
 
+/// How long the next piece of a body may take, of which `sent` bytes came in the time `taken`: `None` if it comes too
+/// slowly.
+fn next_within(idle: Duration, taken: Duration, sent: u64) -> Option<Duration> {
+    let average = idle + Duration::from_secs(sent / MIN_RATE);
+    average.checked_sub(taken).filter(|left| !left.is_zero()).map(|left| left.min(idle))
+}
+
 /// Stages the body; the disk is written on a thread of its own.
-async fn receive(exchange: &Arc<Exchange>, place: &Place, request: Request) -> Result<Staged, Refused> {
+async fn receive(
+    exchange: &Arc<Exchange>,
+    place: &Place,
+    idle: Duration,
+    request: Request,
+) -> Result<Staged, Refused> {
     let length = request.headers().get(header::CONTENT_LENGTH);
     let length = length.and_then(|length| length.to_str().ok()?.parse::<u64>().ok());
     let mut upload = Upload::begin(&exchange.staging, length)?;
@@ -181,13 +239,29 @@ async fn receive(exchange: &Arc<Exchange>, place: &Place, request: Request) -> R
         Ok::<_, LoadError>(upload)
     });
     let mut body = request.into_body().into_data_stream();
-    let broken = |why: &str| Refused(StatusCode::BAD_REQUEST, format!("the upload was not completed: {why}"));
+    let broken = |code, why: &str| Err(Refused(code, format!("the upload was not completed: {why}")));
+    // The time that the disk takes is not the client's.
+    let (mut waited, mut sent) = (Duration::ZERO, 0);
     loop {
-        match timeout(SILENCE, body.next()).await {
-            Err(_) => return Err(broken("nothing came for a while")),
+        let Some(patience) = next_within(idle, waited, sent) else {
+            let why = format!(
+                "it comes too slowly: {sent} bytes in {waited:.0?}; the least is {MIN_RATE} per second"
+            );
+            return broken(StatusCode::REQUEST_TIMEOUT, &why);
+        };
+        let began = Instant::now();
+        let next = timeout(patience, body.next()).await;
+        waited += began.elapsed();
+        match next {
+            Err(_) if patience < idle => {}
+            Err(_) => {
+                let why = format!("nothing came for {idle:?}; idle=… allows for more");
+                return broken(StatusCode::REQUEST_TIMEOUT, &why);
+            }
             Ok(None) => break,
-            Ok(Some(Err(why))) => return Err(broken(&why.to_string())),
+            Ok(Some(Err(why))) => return broken(StatusCode::BAD_REQUEST, &why.to_string()),
             Ok(Some(Ok(piece))) => {
+                sent += piece.len() as u64;
                 if pieces.send(piece).await.is_err() {
                     break;
                 }
@@ -208,6 +282,17 @@ async fn receive(exchange: &Arc<Exchange>, place: &Place, request: Request) -> R
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_slow_upload_has_an_end() {
+        let s = Duration::from_secs;
+        assert_eq!(next_within(IDLE, s(0), 0), Some(IDLE));
+        assert_eq!(next_within(IDLE, s(20), 0), Some(s(10)));
+        assert_eq!(next_within(IDLE, s(30), 0), None, "nothing at all");
+        assert_eq!(next_within(IDLE, s(100), 99 * MIN_RATE), Some(s(29)));
+        assert_eq!(next_within(IDLE, s(100), 1000 * MIN_RATE), Some(IDLE), "however fast it was before");
+        assert_eq!(next_within(IDLE, s(1000), 900 * MIN_RATE), None, "a byte now and then");
+    }
 
     /// 503 promises that nothing was changed.
     #[test]

@@ -135,7 +135,7 @@ fn collect(node: &Node) -> Vec<Family> {
             samples: lag.collect(),
         },
     ];
-    let databases: Vec<_> = node.registry().all().iter().map(|db| db.status()).collect();
+    let databases = node.registry().statuses();
     let mut each = |name, help, of: &dyn Fn(&crate::db::database::DatabaseStatus) -> Option<f64>| {
         // Names of databases need no escaping: see `crate::name`.
         let samples = databases.iter().filter_map(|db| Some(("", format!("db=\"{}\"", db.name), of(db)?)));
@@ -192,7 +192,7 @@ fn collect(node: &Node) -> Vec<Family> {
         let waiting = sql
             .waiting()
             .into_iter()
-            .filter_map(|(id, n)| Some(("", format!("db=\"{}\"", node.registry().get(id)?.name), n as f64)));
+            .filter_map(|(id, n)| Some(("", format!("db=\"{}\"", node.registry().name_of(id)?), n as f64)));
         all.push(Family {
             name: "quire_http_waiting_requests",
             help: "Requests that wait for the next transaction.",

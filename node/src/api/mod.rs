@@ -5,8 +5,8 @@
 //! |---|---|---|
 //! | `/db/execute`, `/db/query`, `/db/request` | | SQL, see [`sql`] |
 //! | `/tx` | | transactions over several requests, see [`tx`] |
-//! | `/readyz` | GET | 200 or 503, lines such as `[+]leader ok`; `noleader` leaves the leader out |
-//! | `/status` | GET | JSON; `key=a.b` selects, `pretty` indents |
+//! | `/readyz` | GET | 200 or 503, lines such as `[+]leader ok`; `noleader` leaves the leader out, `sync` waits until it has what the leader has, `timeout=10s` |
+//! | `/status` | GET | JSON; `key=a.b` selects, `{}` if it isn't there; `pretty` indents |
 //! | `/nodes` | GET | JSON map by id, `ver=2` a list; `nonvoters`, `timeout=5s` |
 //! | `/leader` | GET | the leader, as one of `/nodes`; 503 while there is none |
 //! | `/leader` | POST | has it step down; body `{"id":"2"}` names a successor; `wait`, `timeout=10s` |
@@ -17,12 +17,16 @@
 //! | `/verify?index=N` | GET | what this node's databases were at that entry |
 //! | `/db/backup` | GET | a database as a file or a script, see [`backup`] |
 //! | `/db/load` | POST | a file or a script becomes a database, see [`load`] |
+//! | `/boot` | POST | as `/db/load`, of a file, while the cluster has one node |
+//! | `/snapshot` | POST | purges the log, see [`snapshot`] |
+//! | `/`, `/console/` | GET | a page for people, see [`console`] |
 //! | `/db/list` | GET | JSON list of the databases, see [`databases`] |
 //! | `/db/create` | POST | creates the database `db=NAME`, with `page_size=N` |
 //! | `/db/drop` | POST | drops the database `db=NAME` |
 
 pub mod auth;
 pub mod backup;
+pub mod console;
 pub mod databases;
 pub mod exchange;
 pub mod load;
@@ -31,13 +35,16 @@ pub mod metrics;
 pub mod outcome;
 pub mod server;
 mod sink;
+pub mod snapshot;
 pub mod sql;
 pub mod status;
+mod throttle;
 pub mod tx;
+mod users;
 pub mod verify;
 
 use crate::node::Node;
-use auth::Auth;
+use auth::{Auth, Verdict};
 use axum::extract::{Request, State};
 use axum::http::{HeaderValue, StatusCode, header};
 use axum::middleware::{self, Next};
@@ -45,6 +52,7 @@ use axum::response::{IntoResponse, Response};
 use axum::routing::{delete, get, post};
 use axum::{Json, Router};
 use serde_json::{Value, json};
+use std::net::Ipv4Addr;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -70,6 +78,10 @@ pub fn router(node: Arc<Node>, auth: Option<Arc<Auth>>) -> Router {
         .route("/debug/vars", get(metrics::vars))
         .route("/outcome", get(outcome::get))
         .route("/verify", get(verify::result).post(verify::start))
+        .route("/snapshot", post(snapshot::take))
+        .route("/", get(console::root))
+        .route("/console/", get(console::page))
+        .route("/console", get(console::root))
         .merge(exchange::router(node.clone()))
         .fallback(|| async { error(StatusCode::NOT_FOUND, "there is no such path") })
         .method_not_allowed_fallback(|| async {
@@ -82,15 +94,27 @@ pub fn router(node: Arc<Node>, auth: Option<Arc<Auth>>) -> Router {
 /// What every request has in common: who may do it, a deadline, rqlite's version header, OPTIONS.
 async fn common(State(auth): State<Option<Arc<Auth>>>, request: Request, next: Next) -> Response {
     let needed = auth::needed(request.method(), request.uri().path());
+    let verdict = match &auth {
+        // A request that didn't come by a socket is from here.
+        Some(auth) if request.method() != axum::http::Method::OPTIONS => {
+            let from = request
+                .extensions()
+                .get::<server::Remote>()
+                .map_or(Ipv4Addr::LOCALHOST.into(), |from| from.0);
+            auth.check(from, request.headers(), needed).await
+        }
+        _ => Verdict::Allowed,
+    };
+    // These have deadlines of their own; a write must not be given up while its outcome is open.
+    let has_deadline = ["/db/", "/tx", "/boot"].iter().any(|path| request.uri().path().starts_with(path));
     let mut response = if request.method() == axum::http::Method::OPTIONS {
         StatusCode::OK.into_response()
-    } else if let Some(auth) = &auth
-        && !auth.allows(request.headers(), needed).await
-    {
+    } else if verdict == Verdict::Denied {
         // No body, as rqlite has it.
         (StatusCode::UNAUTHORIZED, [(header::WWW_AUTHENTICATE, "Basic realm=\"quire\"")]).into_response()
-    } else if request.uri().path().starts_with("/db/") || request.uri().path().starts_with("/tx") {
-        // These have deadlines of their own; a write must not be given up while its outcome is open.
+    } else if let Verdict::Later(seconds) = verdict {
+        (StatusCode::TOO_MANY_REQUESTS, [(header::RETRY_AFTER, seconds.to_string())]).into_response()
+    } else if has_deadline {
         next.run(request).await
     } else {
         match tokio::time::timeout(DEADLINE, next.run(request)).await {

@@ -2,8 +2,8 @@
 //! everything that was proposed before the question.
 
 use super::{NodeState, Params, body, error};
+use crate::command::DbId;
 use crate::core::head::Fate;
-use crate::db::database::Database;
 use crate::forward;
 use crate::node::Node;
 use axum::extract::State;
@@ -23,6 +23,7 @@ const LACKING: &str =
     "it is in the log, but this node lacks entries that tell whether it counts; ask another node";
 const NOTHING: &str = "this node has read none of the database's transactions since its start; give the entry that it \
      was written on (base), or ask another node";
+const DROPPED: &str = "the database was dropped meanwhile, and with it what was known of its transactions";
 const TOO_OLD: &str = "this node doesn't remember all transactions that came after the entry that it was written on; \
      ask another node";
 
@@ -38,36 +39,41 @@ pub(super) async fn get(State(node): NodeState, params: Params) -> Response {
             return error(StatusCode::BAD_REQUEST, "base=N is no number: it stands in the app's log line");
         }
     };
-    let databases = match params.get("db") {
-        None => node.registry().all(),
-        Some(name) => match node.registry().find(name) {
-            Some(database) => vec![database],
+    let all = node.registry().ids();
+    let only = match params.get("db") {
+        None => all.first().copied().filter(|_| all.len() == 1),
+        Some(name) => match node.registry().id_of(name) {
+            Some(database) => Some(database),
             None => return error(StatusCode::NOT_FOUND, &format!("there is no database {name}")),
         },
     };
+    body(&find(&node, only, id, base).await, params.flag("pretty"))
+}
+
+/// Looks a transaction up in all databases or in `only` one; `base` is the entry that it was written on, if that is known.
+pub(crate) async fn find(node: &Arc<Node>, only: Option<DbId>, id: TxnId, base: Option<u64>) -> Value {
     let look = || {
-        let seen = |db: &Arc<Database>| Seen {
-            db: db.name.clone(),
-            fate: db.fate(id),
-            reaches: base.map(|base| db.reaches(base)),
-        };
-        look_up(id, databases.iter().map(seen))
+        let seen = node.registry().fates(id, base, only).into_iter();
+        look_up(id, seen.map(|(db, fate, reaches)| Seen { db, fate, reaches }))
     };
     if let Ok(found) = look() {
-        return body(&found, params.flag("pretty"));
+        return found;
     }
     // Not there: to be sure, this node must have all that was proposed before now.
-    let doubt = match databases.as_slice() {
-        [database] => match tokio::time::timeout(CERTAINTY, certainty(&node, database, id)).await {
+    let doubt = match only {
+        Some(database) => match tokio::time::timeout(CERTAINTY, certainty(node, database, id)).await {
             Ok(Ok(())) => None,
             Ok(Err(why)) => Some(why),
             Err(_) => Some("the cluster did not answer in time".into()),
         },
-        [] => None,
-        _ => Some("it is not in this node's log so far; name its database (db) for certainty".into()),
+        None if node.registry().ids().is_empty() => None,
+        None => Some("it is not in this node's log so far; name its database (db) for certainty".into()),
     };
-    let found = look().unwrap_or_else(|absent| absent.tell(doubt));
-    body(&found, params.flag("pretty"))
+    look().unwrap_or_else(|absent| {
+        // Looked at after it was looked for in there.
+        let is_gone = only.is_some_and(|database| !node.registry().contains(database));
+        absent.tell(doubt.or(is_gone.then(|| DROPPED.to_owned())))
+    })
 }
 
 /// A transaction of whose outcome the log says nothing.
@@ -132,8 +138,9 @@ fn look_up(id: TxnId, seen: impl Iterator<Item = Seen>) -> Result<Value, Absent>
 }
 
 /// Waits until this node's log has everything that was proposed before now.
-async fn certainty(node: &Arc<Node>, database: &Arc<Database>, id: TxnId) -> Result<(), String> {
-    let index = forward::certainty(node, database, id).await?;
+async fn certainty(node: &Arc<Node>, database: DbId, id: TxnId) -> Result<(), String> {
+    let database = node.registry().open(database).await?.ok_or("it was dropped")?;
+    let index = forward::certainty(node, &database, id).await?;
     node.wait_taken(index).await;
     Ok(())
 }

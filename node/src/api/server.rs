@@ -4,12 +4,13 @@
 
 use super::auth::Auth;
 use axum::Router;
+use hyper::service::{Service, service_fn};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::service::TowerToHyperService;
-use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use rustls::ServerConfig;
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
+use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, PoisonError, RwLock};
 use std::time::{Duration, SystemTime};
@@ -78,15 +79,11 @@ fn read(cert: &Path, key: &Path) -> Result<Arc<ServerConfig>, TlsError> {
 }
 
 /// How many connections there may be, so that files can still be opened for what matters more: the log, databases,
-/// other nodes. Raises the soft limit on open files as far as it goes.
+/// other nodes.
 fn connection_limit() -> usize {
-    const WANTED: u64 = 65_536;
     const OTHERS: u64 = 512;
-    let Ok((soft, hard)) = getrlimit(Resource::RLIMIT_NOFILE) else { return 256 };
-    let raised = hard.min(WANTED).max(soft);
-    let files = if setrlimit(Resource::RLIMIT_NOFILE, raised, hard).is_ok() { raised } else { soft };
     // At most half of what is left: a reader or a writer may need files for its request.
-    let connections = files.saturating_sub(OTHERS) / 2;
+    let connections = crate::limits::open_files().saturating_sub(OTHERS) / 2;
     usize::try_from(connections).unwrap_or(MAX_CONNECTIONS).clamp(64, MAX_CONNECTIONS)
 }
 
@@ -95,8 +92,8 @@ pub async fn serve(listener: TcpListener, router: Router, tls: Option<Arc<Tls>>)
     let limit = connection_limit();
     let places = Arc::new(Semaphore::new(limit));
     loop {
-        let stream = match listener.accept().await {
-            Ok((stream, _)) => stream,
+        let (stream, from) = match listener.accept().await {
+            Ok((stream, from)) => (stream, Remote(from.ip())),
             Err(error) => {
                 warn!("HTTP: {error}");
                 tokio::time::sleep(Duration::from_millis(100)).await;
@@ -111,9 +108,9 @@ pub async fn serve(listener: TcpListener, router: Router, tls: Option<Arc<Tls>>)
         let (router, acceptor) = (router.clone(), tls.as_ref().map(|tls| tls.acceptor()));
         tokio::spawn(async move {
             match acceptor {
-                None => connection(stream, router).await,
+                None => connection(stream, from, router).await,
                 Some(acceptor) => match tokio::time::timeout(HANDSHAKE, acceptor.accept(stream)).await {
-                    Ok(Ok(stream)) => connection(stream, router).await,
+                    Ok(Ok(stream)) => connection(stream, from, router).await,
                     Ok(Err(error)) => debug!("TLS: {error}"),
                     Err(_) => debug!("TLS: no handshake within {HANDSHAKE:?}"),
                 },
@@ -123,10 +120,23 @@ pub async fn serve(listener: TcpListener, router: Router, tls: Option<Arc<Tls>>)
     }
 }
 
-async fn connection(stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static, router: Router) {
+/// Where a request comes from: an extension of each.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Remote(pub(super) IpAddr);
+
+async fn connection(
+    stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    from: Remote,
+    router: Router,
+) {
+    let router = TowerToHyperService::new(router);
+    let service = service_fn(move |mut request: hyper::Request<hyper::body::Incoming>| {
+        request.extensions_mut().insert(from);
+        router.call(request)
+    });
     let mut http = hyper::server::conn::http1::Builder::new();
     http.timer(TokioTimer::new()).header_read_timeout(HEAD);
-    if let Err(error) = http.serve_connection(TokioIo::new(stream), TowerToHyperService::new(router)).await {
+    if let Err(error) = http.serve_connection(TokioIo::new(stream), service).await {
         debug!("HTTP: {error}");
     }
 }

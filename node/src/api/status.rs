@@ -2,6 +2,7 @@
 
 use super::{NodeState, Params, RQLITE_VERSION, body, error};
 use crate::node::Node;
+use crate::peers::{self, PeerRequest};
 use axum::extract::State;
 use axum::http::StatusCode;
 use axum::response::{IntoResponse, Response};
@@ -10,11 +11,21 @@ use serde_json::{Map, Value, json};
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
+/// How long `/readyz` waits for this node to have what the leader has, if the caller doesn't say.
+const SYNC: Duration = Duration::from_secs(10);
 /// How long `/nodes` waits for another node.
 pub(super) const REACH: Duration = Duration::from_secs(2);
 
 /// Whether the node serves: 200, or 503 and what is missing.
 pub(super) async fn readyz(State(node): NodeState, params: Params) -> Response {
+    let timeout = match params.duration("timeout") {
+        Ok(timeout) => timeout.unwrap_or(SYNC),
+        Err(why) => return error(StatusCode::BAD_REQUEST, &why),
+    };
+    let behind = match params.flag("sync") {
+        true => Some(in_sync(&node, timeout).await.err()),
+        false => None,
+    };
     let status = node.raft_status();
     let mut lines = Vec::new();
     let mut ok = true;
@@ -29,18 +40,37 @@ pub(super) async fn readyz(State(node): NodeState, params: Params) -> Response {
     if !params.flag("noleader") {
         line("leader", status.leader.is_none().then(|| "not known".to_owned()));
     }
+    if let Some(behind) = behind {
+        line("sync", behind);
+    }
     line("member", node.leadership().removed());
     line("store", (!node.is_ready()).then(|| "is reading the log again".to_owned()));
-    for database in node.registry().all().iter().map(|db| db.status()) {
-        if let Some(why) = database.fenced {
-            line(&format!("database {}", database.name), Some(why));
-        }
+    for (name, why) in node.registry().faults() {
+        line(&format!("database {name}"), Some(why));
     }
     if let Some(why) = node.disk_full() {
         line("disk", Some(why));
     }
     let code = if ok { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
     (code, lines.join("\n") + "\n").into_response()
+}
+
+/// Waits until this node has what the leader had when it was asked.
+async fn in_sync(node: &Arc<Node>, timeout: Duration) -> Result<(), String> {
+    let wait = async {
+        let request = PeerRequest::ReadIndex { confirm: false };
+        let index = peers::ask_leader(node, request, timeout).await.map_err(|why| why.to_string())?;
+        node.wait_taken(index).await;
+        // A closed database has all that came for it.
+        for id in node.registry().in_use() {
+            if let Some(database) = node.registry().open(id).await? {
+                database.caught_up().await;
+            }
+        }
+        Ok(())
+    };
+    let late = || format!("is not there within {timeout:?}");
+    tokio::time::timeout(timeout, wait).await.unwrap_or_else(|_| Err(late()))
 }
 
 /// Everything that there is to say of the node.
@@ -50,9 +80,9 @@ pub(super) async fn status(State(node): NodeState, params: Params) -> Response {
         for key in path.split('.') {
             value = match value.get(key) {
                 Some(found) => found.clone(),
-                None => {
-                    return error(StatusCode::NOT_FOUND, &format!("there is no key {path:?} in the status"));
-                }
+                // As rqlite has it; and what is no object ends the path.
+                None if value.is_object() => json!({}),
+                None => value,
             };
         }
     }
@@ -63,8 +93,11 @@ fn describe(node: &Arc<Node>) -> Value {
     let status = node.raft_status();
     let config = node.config();
     let (started, uptime) = node.started();
-    let databases: Vec<_> = node.registry().all().iter().map(|db| db.status()).collect();
+    let databases = node.registry().statuses();
     let main = databases.iter().find(|db| db.name == "main");
+    let arriving = node.machine().arriving().into_iter();
+    let arriving: Vec<Value> =
+        arriving.map(|(name, progress)| json!({ "name": name, "transfer": progress })).collect();
     let leader = status.leader.and_then(|id| Some((id, status.peers.get(&id)?.raft_addr.clone())));
     let nodes: Vec<Value> = status
         .peers
@@ -102,6 +135,7 @@ fn describe(node: &Arc<Node>) -> Value {
                 "db_size": main.map(|db| u64::from(db.pages) * u64::from(db.page_size)),
             },
             "disk_full": node.disk_full(),
+            "arriving": arriving,
             "databases": databases,
         },
     })

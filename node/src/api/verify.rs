@@ -31,13 +31,12 @@ pub(super) async fn result(State(node): NodeState, params: Params) -> Response {
     let mut complete = taken;
     let databases: Vec<Value> = node
         .registry()
-        .all()
-        .iter()
-        .filter(|db| db.id.0 <= index)
-        .map(|db| match db.verification(index) {
+        .verifications(index)
+        .into_iter()
+        .map(|(name, id, found)| match found {
             None => {
                 complete = false;
-                json!({ "name": db.name, "id": db.id.0 })
+                json!({ "name": name, "id": id.0 })
             }
             Some(found) => {
                 complete &= found.scrubbed != Scrubbed::Underway;
@@ -50,8 +49,8 @@ pub(super) async fn result(State(node): NodeState, params: Params) -> Response {
                     fault = Some(why);
                 }
                 json!({
-                    "name": db.name,
-                    "id": db.id.0,
+                    "name": name,
+                    "id": id.0,
                     "last_index": found.last_index,
                     "checksum": found.checksum.to_string(),
                     "pages": found.pages,

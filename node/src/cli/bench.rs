@@ -46,13 +46,14 @@ pub fn run(args: &BenchArgs) -> anyhow::Result<ExitCode> {
         let (a, b) = (turn(&plain, length)?, turn(&quire, length)?);
         if !args.json {
             println!(
-                "plain FULL {:>7.0}/s   quire on {} nodes {:>7.0}/s   ratio {:.2}   p50 {:?} p99 {:?}",
+                "plain FULL {:>7.0}/s   quire on {} nodes {:>7.0}/s   ratio {:.2}   p50 {:?} p99 {:?} p99.9 {:?}",
                 a.commits,
                 args.nodes,
                 b.commits,
                 b.commits / a.commits,
                 percentile(&b.latencies, 0.5),
                 percentile(&b.latencies, 0.99),
+                percentile(&b.latencies, 0.999),
             );
         }
         rows.push((a.commits, b.commits));

@@ -4,6 +4,7 @@ pub mod app;
 pub mod backup;
 pub mod bench;
 pub mod bench_http;
+pub mod bench_writers;
 pub mod client;
 pub mod db;
 pub mod demo;
@@ -63,6 +64,7 @@ pub fn run(cli: Cli) -> anyhow::Result<ExitCode> {
         Command::Bench(args) => match &args.what {
             None => bench::run(&args),
             Some(args::BenchWhat::Http(http)) => bench_http::run(http),
+            Some(args::BenchWhat::Writers(writers)) => bench_writers::run(writers),
         },
         Command::Remove(args) => remove::run(&args),
         Command::Leader(args) => leader::run(&args),

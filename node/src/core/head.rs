@@ -135,16 +135,28 @@ impl Head {
         }
     }
 
+    /// Remembers no more than the newest `most` transactions.
+    pub fn shrink(&mut self, most: usize) {
+        while self.past.len() > most {
+            self.forget_oldest();
+        }
+        self.past.shrink_to_fit();
+    }
+
+    fn forget_oldest(&mut self) {
+        if let Some(oldest) = self.past.pop_front() {
+            self.since = Some(oldest.index + 1);
+            self.reach = self.reach.max(oldest.index);
+        }
+    }
+
     fn remember(&mut self, past: Past) {
         if self.past.back().is_some_and(|newest| newest.index >= past.index) {
             return;
         }
         self.since = self.since.or(Some(past.index));
-        if self.past.len() == REMEMBERED
-            && let Some(oldest) = self.past.pop_front()
-        {
-            self.since = Some(oldest.index + 1);
-            self.reach = self.reach.max(oldest.index);
+        if self.past.len() == REMEMBERED {
+            self.forget_oldest();
         }
         self.past.push_back(past);
     }
@@ -251,6 +263,11 @@ mod tests {
         assert_eq!(head.fate(id(15)), Some(Fate::Committed(15)));
         assert_eq!(head.fate(id(1 << 40)), Some(Fate::Absent(Some(15))));
         assert_eq!((head.reaches(13), head.reaches(14)), (false, true));
+        head.shrink(2);
+        assert_eq!(head.fate(id(last - 2)), Some(Fate::Absent(Some(last - 1))));
+        assert_eq!(head.fate(id(last - 1)), Some(Fate::Committed(last - 1)));
+        assert_eq!((head.reaches(last - 3), head.reaches(last - 2)), (false, true));
+        assert_eq!(head.last(), Some(last));
     }
 
     #[test]

@@ -71,6 +71,15 @@ impl Database {
         Ok(done)
     }
 
+    /// Waits until no checkpoint is under way, but not beyond the deadline. Blocks.
+    pub fn await_checkpoint(&self, deadline: Instant) {
+        while matches!(self.checkpointing.try_lock(), Err(TryLockError::WouldBlock))
+            && Instant::now() < deadline
+        {
+            std::thread::sleep(Duration::from_millis(10));
+        }
+    }
+
     /// Bytes of pages in the WAL from which on it is closed on the worker.
     pub fn wal_limit(&self) -> u64 {
         CLOSE_FACTOR * self.context.checkpoint_bytes
@@ -87,6 +96,50 @@ impl Database {
         };
         let Some(snapshot) = self.snapshot(&mut self.state())? else { return Ok(false) };
         self.make_durable(snapshot)
+    }
+
+    /// A checkpoint for an installed state whose file is to be free for the next one, where publishing an entry after it
+    /// failed: what is in the WAL is copied, though that isn't what the hashes say; the installed state becomes durable,
+    /// with the failed entry as the target up to which the log is to be read again. `Ok(false)`: nothing of that kind,
+    /// or something is in the way.
+    pub(super) fn checkpoint_installed(self: &Arc<Self>) -> Result<bool, DbError> {
+        let failed = |state: &State| state.published < state.position.index;
+        if !failed(&self.state()) {
+            return Ok(false);
+        }
+        let Some(Rest { reader, checkpointing, go_on }) = self.rest(false)? else { return Ok(false) };
+        let (installed, index) = {
+            let state = self.state();
+            let Some(installed) = state.installed.clone().filter(|_| failed(&state)) else {
+                return Ok(false);
+            };
+            (installed, state.position.index)
+        };
+        let header = wal_index::read_header(self.holder.region(0)?);
+        let Some((salts, frame)) = header.map(|header| (header.salts, header.max_frame)) else {
+            return Ok(false);
+        };
+        drop(go_on);
+        let hashes = &installed.hashes;
+        let snapshot = Snapshot {
+            position: installed.target.position,
+            checksum: hashes.checksum(),
+            pages: hashes.len(),
+            consistent_from: index,
+            hashes: (1u32..).zip(hashes.as_slice()).map(|(page, hash)| (PageNo(page), *hash)).collect(),
+            dirty: BTreeSet::new(),
+            salts,
+            frame,
+            filled: false,
+        };
+        // What is dirty stays so: the side file has those hashes as of the installed state.
+        let done = self.context.wait_flushed(index, PATIENCE) && self.copy_and_record(&snapshot)?;
+        drop((reader, checkpointing));
+        warn!(
+            database = self.name,
+            index, done, "publishing failed; the state installed before is made durable"
+        );
+        Ok(done)
     }
 
     /// SHA-256 of the database file with everything up to `index` in it. On the worker.
@@ -132,6 +185,10 @@ impl Database {
             path: self.path().to_owned(),
             reason: "the wal-index has no valid header".into(),
         })?;
+        // What somebody else has written must not get into the file.
+        if self.files.try_lock().is_ok_and(|files| !files.wal.is_ours(&header)) {
+            return Ok(None);
+        }
         let dirty = std::mem::take(&mut state.dirty);
         let hashes = dirty.iter().filter_map(|&page| Some((page, state.hashes.get(page)?))).collect();
         Ok(Some(Snapshot {
@@ -171,7 +228,7 @@ impl Database {
             return Ok(false);
         }
         // From now on file and hashes may be ahead of the durable entry.
-        let target = before.target.max(index);
+        let target = before.target.max(snapshot.consistent_from).max(index);
         if target != before.target {
             self.record(Durable { target, ..before })?;
         }
@@ -212,7 +269,7 @@ impl Database {
         self.record(Durable { stamp: Stamp::default(), ..durable })
     }
 
-    fn record(&self, durable: Durable) -> Result<(), DbError> {
+    pub(super) fn record(&self, durable: Durable) -> Result<(), DbError> {
         self.files().side.set_durable(&durable)?;
         self.state().durable = durable;
         Ok(())

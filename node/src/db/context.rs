@@ -1,5 +1,6 @@
 //! What all databases of a node share.
 
+use crate::blocking;
 use crate::command::DbId;
 use crate::leadership::Leadership;
 use crate::node::Node;
@@ -22,6 +23,8 @@ pub struct Context {
     pub repairs: mpsc::UnboundedSender<DbId>,
     /// Bytes of pages after which a WAL counts as long.
     pub checkpoint_bytes: u64,
+    /// Bytes of entries that wait for an app that stands still, in each database.
+    pub queue_bytes: usize,
     /// Bytes of parts of large transactions that are yet to be staged.
     pub unstaged: watch::Sender<usize>,
     /// How far the log is on this node's disk, once Raft has started.
@@ -30,9 +33,31 @@ pub struct Context {
     pub lease_timeout: Duration,
     /// The node, once it has started.
     pub node: OnceLock<Weak<Node>>,
+    #[cfg(test)]
+    pub(crate) sim: crate::sim::Hooks,
 }
 
 impl Context {
+    /// Starts a task of the node.
+    pub fn spawn<T: Send + 'static>(
+        &self,
+        task: impl Future<Output = T> + Send + 'static,
+    ) -> tokio::task::JoinHandle<T> {
+        let task = self.runtime.spawn(task);
+        #[cfg(test)]
+        self.sim.started(task.abort_handle());
+        task
+    }
+
+    /// Runs what may block.
+    pub fn run_blocking(&self, work: impl FnOnce() + Send + 'static) {
+        #[cfg(test)]
+        if self.sim.is_simulated() {
+            return self.sim.run(Box::new(work));
+        }
+        blocking::run(&self.runtime, work);
+    }
+
     /// The node, while it runs.
     pub fn node(&self) -> Option<Arc<Node>> {
         self.node.get().and_then(Weak::upgrade)
@@ -54,7 +79,7 @@ impl Context {
     pub fn ask_again(&self, id: DbId) {
         const PAUSE: Duration = Duration::from_secs(1);
         let checkpoints = self.checkpoints.clone();
-        self.runtime.spawn(async move {
+        self.spawn(async move {
             tokio::time::sleep(PAUSE).await;
             let _ = checkpoints.send(id);
         });
@@ -66,6 +91,10 @@ impl Context {
         if *flushed.borrow() >= index {
             return true;
         }
+        #[cfg(test)]
+        if self.sim.is_simulated() {
+            return false;
+        }
         self.runtime.block_on(async move {
             let waited = tokio::time::timeout(patience, flushed.wait_for(|&at| at >= index)).await;
             matches!(waited, Ok(Ok(_)))
@@ -75,6 +104,10 @@ impl Context {
 
 /// Where a life of a node begins to count, be it tokens or sessions: lives don't meet.
 pub(crate) fn first_token() -> u64 {
+    #[cfg(test)]
+    if let Some(micros) = crate::sim::wall_clock() {
+        return micros;
+    }
     let since = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
     since.map_or(0, |since| since.as_micros() as u64)
 }

@@ -22,7 +22,8 @@ use super::install::InstallError;
 use super::lessor::Air;
 use super::parts::{Large, PartWork, Stager};
 use super::publish::Unpublished;
-use super::side_file::{Durable, Record, SideFile};
+use super::side_file::{Durable, Record, ScrubMark, SideFile};
+use crate::clock;
 use crate::command::{DbId, TransactionHead};
 use crate::core::head::Head;
 use crate::core::lease::{Lease, LeaseTable, SessionId, Who};
@@ -39,7 +40,7 @@ use quire_vfs::format::{FrameNo, PageNo, PageSize};
 use quire_vfs::gate::lock::GateLock;
 use quire_vfs::gate::proto::{Outcome, Refusal, WalTarget};
 use quire_vfs::holder::{Holder, IndexLock};
-use std::collections::{BTreeSet, HashMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::AtomicBool;
@@ -69,6 +70,8 @@ pub enum Work {
         /// The transaction.
         id: TxnId,
     },
+    /// Entries up to this one that were not kept (`super::lag`).
+    Skipped(u64),
     /// A committed transaction that was judged, and that no app publishes.
     Publish(Unpublished),
     /// An entry of a new term has committed: older proposals without one have failed.
@@ -112,17 +115,17 @@ pub enum Work {
 
 impl Work {
     /// The entry that it is.
-    fn entry(&self) -> Option<u64> {
+    pub(super) fn entry(&self) -> Option<u64> {
         match self {
             Work::Entry { position, .. } => Some(position.index),
             Work::Part(part) => Some(part.index()),
-            Work::Void { index, .. } => Some(*index),
+            Work::Void { index, .. } | Work::Skipped(index) => Some(*index),
             _ => None,
         }
     }
 
-    /// Bytes that it keeps in memory while a database waits for its repair.
-    fn held_bytes(&self) -> usize {
+    /// Bytes that it keeps in memory while it waits.
+    pub(super) fn held_bytes(&self) -> usize {
         if let Work::Entry { body, .. } = self { body.len() } else { 0 }
     }
 }
@@ -170,6 +173,13 @@ pub struct Verification {
     pub scrubbed: Scrubbed,
 }
 
+impl Verification {
+    /// One of the checksum alone.
+    pub(super) fn new(index: u64, last_index: u64, checksum: DbChecksum, pages: u32) -> Verification {
+        Verification { index, last_index, checksum, pages, file: None, scrubbed: Scrubbed::No }
+    }
+}
+
 /// What a scrub for a verification came to.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Scrubbed {
@@ -196,6 +206,12 @@ pub(super) struct State {
     /// The file may hold pages of entries up to here; not to be read before they have been applied.
     pub consistent_from: u64,
     pub queue: VecDeque<Work>,
+    /// Bytes of the entries in it.
+    pub queued_bytes: usize,
+    /// Since when the worker waits for an app to let go of the gate lock.
+    pub stuck: Option<Instant>,
+    /// Entries were not kept, and the database has to get its state from another node; true once that is on disk.
+    pub behind: Option<bool>,
     pub running: bool,
     /// What the log that was handed over says, ahead of all above.
     pub head: Head,
@@ -209,7 +225,7 @@ pub(super) struct State {
     pub air: Option<Air>,
     pub next_ticket: u64,
     /// Sessions of this node that wait to be let in.
-    pub grants: HashMap<SessionId, Waiting>,
+    pub grants: BTreeMap<SessionId, Waiting>,
     pub arrived: Option<Arrived>,
     /// Who was let in.
     pub held: Option<Held>,
@@ -235,12 +251,19 @@ pub(super) struct State {
     pub installed: Option<Incoming>,
     /// What is being received of one.
     pub transfer: Option<Progress>,
+    /// How far the background scrub has come.
+    pub scrub: ScrubMark,
 }
 
 impl State {
     /// The next piece of work that may be done.
     pub(super) fn take_work(&mut self) -> Option<Work> {
-        if self.is_held() { None } else { self.queue.pop_front() }
+        if self.is_held() {
+            return None;
+        }
+        let work = self.queue.pop_front()?;
+        self.queued_bytes = self.queued_bytes.saturating_sub(work.held_bytes());
+        Some(work)
     }
 
     /// The database's last entry is another one: what the log says of it follows from there.
@@ -310,6 +333,8 @@ pub struct Database {
     /// The last entry that was dealt with, for those who wait for it.
     pub(super) progress: watch::Sender<u64>,
     pub(super) dropped: AtomicBool,
+    /// Its file was touched by somebody, and is being read.
+    pub(super) is_touched: AtomicBool,
     /// One checkpoint at a time.
     pub(super) checkpointing: Mutex<()>,
     /// Places for requests to the leader that wait for the lease there.
@@ -327,6 +352,8 @@ pub struct DatabaseStatus {
     pub name: String,
     /// Page size in bytes.
     pub page_size: u32,
+    /// Whether this node has it open; one that nobody uses is closed.
+    pub open: bool,
     /// Size in pages.
     pub pages: u32,
     /// Last entry applied.
@@ -347,12 +374,18 @@ pub struct DatabaseStatus {
     pub unfinished_parts: u32,
     /// Entries that wait to be applied here.
     pub queued: usize,
+    /// What keeps this node from applying them, if it is an app that stands still.
+    pub lagging: Option<String>,
     /// Writers that wait: on the leader those of all nodes, else those of this node.
     pub waiting: usize,
     /// Why the database is not served, if it isn't.
     pub fenced: Option<String>,
     /// What is being received from another node.
     pub transfer: Option<Progress>,
+    /// The page at which the background scrub is; 0 between two scrubs.
+    pub scrub_page: u32,
+    /// When a background scrub last ended, in seconds since 1970; 0: never.
+    pub scrubbed_at: u64,
 }
 
 impl Database {
@@ -405,7 +438,7 @@ impl Database {
     pub fn take_void(self: &Arc<Self>, index: u64, id: TxnId) {
         let mut state = self.state();
         state.head.void(id);
-        state.queue.push_back(Work::Void { index, id });
+        self.keep(&mut state, Work::Void { index, id });
         self.wake(&mut state);
     }
 
@@ -423,7 +456,7 @@ impl Database {
         if !state.running && is_work {
             state.running = true;
             let database = self.clone();
-            self.context.runtime.spawn_blocking(move || database.drain());
+            self.context.run_blocking(move || database.drain());
         }
     }
 
@@ -521,6 +554,7 @@ impl Database {
             id: self.id.0,
             name: self.name.clone(),
             page_size: self.page_size.get(),
+            open: true,
             pages: state.hashes.len(),
             index: state.rule.last(),
             durable_index: state.durable.position.index,
@@ -531,9 +565,12 @@ impl Database {
             wal_kept_by_reader: wal_bytes >= LONG_WAL * self.wal_limit() && self.is_read(),
             unfinished_parts: state.large.parts(),
             queued: state.queue.len() + usize::from(state.running),
+            lagging: state.lagging(),
             waiting: state.lease.waiting().max(state.grants.len()),
             fenced: state.fenced.clone(),
             transfer: state.transfer,
+            scrub_page: state.scrub.next.map_or(0, |page| page.0),
+            scrubbed_at: state.scrub.ended,
         }
     }
 
@@ -541,6 +578,10 @@ impl Database {
     /// an unfinished large transaction count: they are nowhere but in the log.
     pub fn durable(&self) -> (LogPosition, bool) {
         let state = self.state();
+        if state.fenced.is_some() && state.behind == Some(true) {
+            // What it lacks is not to come from the log.
+            return (state.durable.position, false);
+        }
         let is_idle = state.queue.is_empty() && !state.running && state.publishing.is_none();
         // What a fenced database skips, it must find in the log again; and so the parts of a run that is open.
         let is_current = state.rule.last() == state.durable.position.index
@@ -567,6 +608,11 @@ impl Database {
         self.ask_repair();
     }
 
+    /// Fences the database for a reason that was found outside it.
+    pub(super) fn fence_now(&self, why: &str) {
+        self.fence_for(&mut self.state(), why.to_owned());
+    }
+
     pub(super) fn remember(&self, state: &mut State, record: Record) {
         if state.recent.len() == RECENT {
             state.recent.pop_front();
@@ -589,9 +635,9 @@ impl Database {
             }
         } else if lacking > 0
             && bytes(header.max_frame.0) >= self.wal_limit()
-            && state.closed_at.is_none_or(|at| at.elapsed() >= CLOSE_EVERY)
+            && state.closed_at.is_none_or(|at| clock::since(at) >= CLOSE_EVERY)
         {
-            state.closed_at = Some(Instant::now());
+            state.closed_at = Some(clock::now());
             state.queue.push_back(Work::Checkpoint);
             self.wake(state);
         }
@@ -635,4 +681,51 @@ impl Database {
 /// The path of a database in a directory.
 pub fn database_path(directory: &Path, name: &str) -> PathBuf {
     directory.join(format!("{name}.{}", quire_vfs::shim::vfs::EXTENSION))
+}
+
+#[cfg(test)]
+impl Database {
+    /// All pages as a reader finds them, and the checksum that they should have.
+    pub(crate) fn contents(&self) -> (Vec<Vec<u8>>, DbChecksum) {
+        use std::os::unix::fs::FileExt;
+        let header = wal_index::read_header(self.holder.region(0).unwrap()).unwrap();
+        let wal = std::fs::File::open(super::applier::wal_path(self.path())).unwrap();
+        let state = self.state();
+        let page = |number| {
+            let mut out = vec![0; self.page_size.bytes()];
+            match wal_index::find(&self.holder, PageNo(number), header.max_frame).unwrap() {
+                Some(frame) => {
+                    let at = frame_offset(frame, self.page_size)
+                        + quire_vfs::format::wal::FRAME_HEADER_SIZE as u64;
+                    wal.read_exact_at(&mut out, at).unwrap();
+                }
+                None => self.holder.read_page(PageNo(number), self.page_size, &mut out).unwrap(),
+            }
+            out
+        };
+        ((1..=state.hashes.len()).map(page).collect(), state.hashes.checksum())
+    }
+
+    /// Whether a page is what its hash says.
+    pub(crate) fn is_sound(&self, page: u32, found: &[Vec<u8>]) -> bool {
+        let hash = quire_vfs::format::checksum::page_hash(PageNo(page), &found[page as usize - 1]);
+        self.state().hashes.get(PageNo(page)) == Some(hash)
+    }
+
+    /// How it stands, for a person.
+    pub(crate) fn debug(&self) -> String {
+        let state = self.state();
+        let State { held, pending, publishing, air, arrived, grants, queue, running, .. } = &*state;
+        let pending = pending.as_ref().map(|p| p.id);
+        let publishing = publishing.as_ref().map(|p| (p.session, p.ended));
+        format!(
+            "last {}, head {:?}, lease {:?}, waiting {}, held {held:?}, pending {pending:?}, publishing {publishing:?}, \
+             air {air:?}, arrived {arrived:?}, grants {grants:?}, {} queued, running {running}",
+            state.rule.last(),
+            state.head.last(),
+            state.lease.holder(),
+            state.lease.waiting(),
+            queue.len()
+        )
+    }
 }

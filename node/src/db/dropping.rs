@@ -16,6 +16,7 @@
 use super::DbError;
 use super::database::{Database, State, Work};
 use super::incoming::incoming_path;
+use super::lag::behind_path;
 use super::side_file::{SideFile, side_path};
 use super::worker::refuse;
 use crate::command::DbId;
@@ -134,7 +135,14 @@ fn remove_files(database: &Path) {
         path.push(suffix);
         PathBuf::from(path)
     };
-    let files = [database.to_owned(), with("-wal"), with("-shm"), with("-gate"), incoming_path(database)];
+    let files = [
+        database.to_owned(),
+        with("-wal"),
+        with("-shm"),
+        with("-gate"),
+        incoming_path(database),
+        behind_path(database),
+    ];
     for file in files {
         match std::fs::remove_file(&file) {
             Err(error) if error.kind() != io::ErrorKind::NotFound => warn!("{}: {error}", file.display()),

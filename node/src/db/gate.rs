@@ -13,6 +13,7 @@
 use super::database::{Database, Pending, State, Work};
 use super::lessor::Bid;
 use super::parts;
+use crate::clock;
 use crate::command::TransactionHead;
 use crate::core::lease::{Lease, SessionId, Who};
 use crate::core::rule::Candidate;
@@ -86,7 +87,7 @@ pub(super) struct Held {
 
 impl Held {
     fn stands_still(&self) -> bool {
-        self.is_overtaken || self.committed.is_some_and(|at| at.elapsed() > PUBLISHING)
+        self.is_overtaken || self.committed.is_some_and(|at| clock::since(at) > PUBLISHING)
     }
 }
 
@@ -114,7 +115,7 @@ impl Database {
             let _ = tx.send(Err(refusal));
             return rx;
         }
-        let deadline = Instant::now() + wait;
+        let deadline = clock::now() + wait;
         state.grants.insert(
             session,
             Waiting { ticket: 0, attempts, deadline, is_asked: false, tx, why: None, is_parked: false },
@@ -165,7 +166,7 @@ impl Database {
             Err(refusal) if refusal.code == RefusalCode::Busy => self.note(state, session, ticket, refusal),
             Err(_) => {
                 let asking = forward::acquire(self.clone(), session, (ticket, attempts), deadline);
-                self.context.runtime.spawn(asking);
+                self.context.spawn(asking);
             }
         }
     }
@@ -207,7 +208,7 @@ impl Database {
             return;
         };
         waiting.is_asked = false;
-        if waiting.deadline <= Instant::now() {
+        if waiting.deadline <= clock::now() {
             self.send_one_away(&mut state, session);
         }
     }
@@ -265,7 +266,7 @@ impl Database {
         if lessor == self.context.node_id {
             self.returned(state, lease.token, linger);
         } else if let Some(node) = self.context.node() {
-            self.context.runtime.spawn(forward::release(node, lessor, self.id, lease.token, linger));
+            self.context.spawn(forward::release(node, lessor, self.id, lease.token, linger));
         }
     }
 
@@ -282,7 +283,7 @@ impl Database {
 
     /// Those whose time is over.
     fn send_away(&self, state: &mut State) {
-        let now = Instant::now();
+        let now = clock::now();
         let is_over = |waiting: &Waiting| {
             waiting.deadline + if waiting.is_asked { FAR_AWAY } else { Duration::ZERO } <= now
         };
@@ -293,7 +294,8 @@ impl Database {
         if self.is_dropped()
             && let Some(refusal) = self.is_closed(state)
         {
-            state.grants.drain().for_each(|(_, waiting)| drop(waiting.tx.send(Err(refusal.clone()))));
+            let grants = std::mem::take(&mut state.grants);
+            grants.into_values().for_each(|waiting| drop(waiting.tx.send(Err(refusal.clone()))));
         }
     }
 
@@ -401,7 +403,7 @@ impl Database {
     /// A session was told that its transaction is committed.
     pub(super) fn told(&self, state: &mut State, session: SessionId) {
         if let Some(held) = state.held.as_mut().filter(|held| held.session == session) {
-            held.committed = Some(Instant::now());
+            held.committed = Some(clock::now());
         }
     }
 

@@ -18,10 +18,10 @@
 use super::DbError;
 use super::side_file::{u32_at, u64_at};
 use crate::command::DbId;
-use memmap2::Mmap;
+use memmap2::{Mmap, UncheckedAdvice};
 use quire_raft::LogPosition;
 use quire_vfs::format::checksum::{DbChecksum, PageHashes, page_hash};
-use quire_vfs::format::{FormatError, PageNo, PageSize};
+use quire_vfs::format::{FormatError, PageNo, PageSize, VersionError};
 use std::collections::BTreeMap;
 use std::fs::{File, OpenOptions};
 use std::io;
@@ -122,11 +122,14 @@ impl Staging {
         let file = options.map_err(io("opening it"))?;
         let mut header = [0; HEADER_SIZE];
         let whole = file.read_exact_at(&mut header, 0).is_ok();
+        VersionError::check("incoming state", &header, MAGIC, VERSION).map_err(DbError::version(&path))?;
         let seal = whole.then(|| decode_header(&header, id, page_size)).flatten();
         if seal != Some(0) {
-            let keep = seal.unwrap_or(0);
-            file.set_len(keep).map_err(io("truncating it"))?;
-            file.write_all_at(&encode_header(id, page_size, 0), 0).map_err(io("writing it"))?;
+            // First it stops to be a promise: one whose seal is cut off would be taken for a damaged one.
+            let written = file.write_all_at(&encode_header(id, page_size, 0), 0);
+            written.and_then(|()| file.sync_all()).map_err(io("writing it"))?;
+            let len = file.metadata().map_err(io("looking at it"))?.len();
+            file.set_len(seal.unwrap_or(HEADER_SIZE as u64).min(len)).map_err(io("truncating it"))?;
         }
         let mut staging = Staging {
             path: path.clone(),
@@ -261,6 +264,7 @@ impl Incoming {
         if file.read_exact_at(&mut header, 0).is_err() {
             return Ok(None);
         }
+        VersionError::check("incoming state", &header, MAGIC, VERSION).map_err(DbError::version(path))?;
         let seal_at = match decode_header(&header, id, page_size) {
             None | Some(0) => return Ok(None),
             Some(at) => at,
@@ -310,7 +314,23 @@ impl Incoming {
     /// The pages that it changes, ascending.
     pub fn pages(&self) -> impl ExactSizeIterator<Item = (PageNo, &[u8])> + Clone {
         let size = self.hashes.page_size().bytes();
-        self.pages.iter().map(move |&(page, at)| (page, &self.map[at..at + size]))
+        self.pages.iter().map(move |&(page, at)| {
+            self.pass(at, size);
+            (page, &self.map[at..at + size])
+        })
+    }
+
+    /// What was read before `at` needn't stay in this process's memory, of which there may be less than of the state.
+    fn pass(&self, at: usize, size: usize) {
+        const EVERY: usize = 16 << 20;
+        if at / EVERY != (at + size) / EVERY && at >= EVERY {
+            let from = (at / EVERY - 1) * EVERY;
+            // SAFETY: a shared mapping of a file that nobody writes: what is dropped is read again when it is needed.
+            let passed = unsafe { self.map.unchecked_advise_range(UncheckedAdvice::DontNeed, from, EVERY) };
+            if let Err(error) = passed {
+                tracing::debug!("{}: {error}", self.path.display());
+            }
+        }
     }
 
     /// Checks every image against its hash, as the file may have lain there for long.
@@ -420,6 +440,21 @@ mod tests {
             prop_assert!(Incoming::find(&db, DbId(8), size()).unwrap().is_none(), "another database's");
             found.remove().unwrap();
             prop_assert!(Incoming::find(&db, ID, size()).unwrap().is_none());
+        }
+    }
+
+    /// Found by fuzzing: no transfer could begin any more, as the file can't be made that long.
+    #[test]
+    fn a_seal_beyond_the_file_does_not_keep_a_transfer_from_beginning() {
+        let dir = tempfile::tempdir().unwrap();
+        let db = dir.path().join("a.db");
+        for seal in [65, 1 << 40, u64::MAX] {
+            std::fs::write(incoming_path(&db), encode_header(ID, size(), seal)).unwrap();
+            let mut staging = Staging::open(&db, ID, size()).unwrap();
+            assert!(staging.is_empty());
+            staging.stage(PageNo(1), &image(1, 1)).unwrap();
+            drop(staging);
+            assert_eq!(Staging::open(&db, ID, size()).unwrap().len(), 1);
         }
     }
 

@@ -10,6 +10,7 @@ use super::applier::Wal;
 use super::checkpoint::stamp;
 use super::database::{Database, Files, State};
 use super::incoming::{Incoming, Target};
+use super::lag;
 use super::publish::mark;
 use super::side_file::{Durable, Record, SideFile};
 use super::view::patiently;
@@ -17,6 +18,7 @@ use crate::core::recovery::Publication;
 use crate::core::rule::CommitRule;
 use quire_vfs::fault;
 use quire_vfs::format::PageNo;
+use quire_vfs::format::checksum::PageHashes;
 use quire_vfs::format::transaction::TxnId;
 use quire_vfs::gate::proto::Outcome;
 use quire_vfs::holder::Holder;
@@ -122,6 +124,7 @@ impl Database {
         state.published = position.index;
         state.fenced = None;
         state.hold = None;
+        state.behind = None;
         self.progress.send_replace(incoming.target.as_of.max(position.index));
         let _ = self.context.checkpoints.send(self.id);
         if position.index >= state.consistent_from {
@@ -133,7 +136,7 @@ impl Database {
     pub(crate) fn settle_installed(self: &Arc<Self>) -> Result<(), DbError> {
         let pending = || self.state().installed.is_some();
         let done = patiently(|| {
-            if pending() {
+            if pending() && !self.checkpoint_installed()? {
                 self.checkpoint()?;
             }
             Ok((!pending()).then_some(()))
@@ -149,22 +152,35 @@ impl Database {
             let mut state = self.state();
             state.installed.take_if(|incoming| incoming.target.position.index <= index)
         };
-        installed.map_or(Ok(()), |incoming| incoming.remove())
+        let Some(incoming) = installed else { return Ok(()) };
+        {
+            let state = self.state();
+            if state.behind.is_none() {
+                lag::forget(self.path());
+            }
+        }
+        incoming.remove()
     }
 }
 
 /// The state in memory follows an installed state.
 pub(super) fn take_over(state: &mut State, incoming: &Incoming) {
-    let old_size = state.hashes.len();
     state.rule = CommitRule::new(incoming.target.position.index);
     state.position = incoming.target.position;
-    state.hashes = incoming.hashes.clone();
+    let old = std::mem::replace(&mut state.hashes, incoming.hashes.clone());
     state.large.moved_to(incoming.target.position.index);
     state.judge_again();
     mark(&mut state.dirty, incoming.pages().map(|(page, _)| page));
-    state.dirty.extend((old_size + 1..=state.hashes.len()).map(PageNo));
+    // Pages may have changed that did not have to come: what a fenced database skipped can be in its WAL.
+    let changed = changed_hashes(&old, &incoming.hashes);
+    mark(&mut state.dirty, changed.into_iter());
     state.dirty.split_off(&PageNo(state.hashes.len() + 1));
     state.installed = Some(incoming.clone());
+}
+
+/// The pages of `new` whose hashes `old` doesn't have.
+fn changed_hashes(old: &PageHashes, new: &PageHashes) -> Vec<PageNo> {
+    (1..=new.len()).map(PageNo).filter(|&page| old.get(page) != new.get(page)).collect()
 }
 
 /// Writes an incoming state into the database file of a node that is starting, with nobody attached. Returns what is
@@ -172,7 +188,7 @@ pub(super) fn take_over(state: &mut State, incoming: &Incoming) {
 pub(super) fn install_into_file(
     holder: &Holder,
     side: &mut SideFile,
-    wal: &Wal,
+    wal: &mut Wal,
     before: &Durable,
     incoming: &Incoming,
 ) -> Result<Durable, DbError> {
@@ -195,4 +211,120 @@ pub(super) fn install_into_file(
     side.set_durable(&durable)?;
     incoming.remove()?;
     Ok(durable)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::command::{DbId, TransactionHead};
+    use crate::db::context::Context;
+    use crate::db::database::Work;
+    use crate::db::incoming::{Staging, incoming_path};
+    use crate::db::registry::{Keep, Registry};
+    use crate::leadership::Leadership;
+    use quire_raft::LogPosition;
+    use quire_vfs::format::PageSize;
+    use quire_vfs::format::checksum::PageHashes;
+    use quire_vfs::format::transaction::encode_head;
+    use std::path::Path;
+    use std::sync::OnceLock;
+    use std::time::Duration;
+    use tokio::sync::{mpsc, oneshot, watch};
+
+    const SIZE: PageSize = PageSize::DEFAULT;
+
+    fn at(index: u64) -> LogPosition {
+        LogPosition { term: 1, leader: 1, index }
+    }
+
+    fn context() -> Arc<Context> {
+        crate::db::sql::register().unwrap();
+        Arc::new(Context {
+            node_id: 1,
+            leadership: Leadership::new(Duration::from_secs(1)),
+            runtime: tokio::runtime::Handle::current(),
+            checkpoints: mpsc::unbounded_channel().0,
+            repairs: mpsc::unbounded_channel().0,
+            checkpoint_bytes: 1 << 20,
+            queue_bytes: 1 << 20,
+            unstaged: watch::Sender::default(),
+            flushed: OnceLock::from(watch::channel(1000).1),
+            lease_timeout: Duration::from_secs(10),
+            node: OnceLock::new(),
+            sim: Default::default(),
+        })
+    }
+
+    /// Two pages: a database header with this user version, and anything.
+    fn pages(path: &Path, version: u8) -> [(PageNo, Vec<u8>); 2] {
+        let mut head = std::fs::read(path).unwrap()[..SIZE.bytes()].to_vec();
+        head[63] = version;
+        [(PageNo(1), head), (PageNo(2), vec![version; SIZE.bytes()])]
+    }
+
+    fn hashes(pages: &[(PageNo, Vec<u8>)]) -> PageHashes {
+        let mut hashes = PageHashes::new(SIZE);
+        hashes.apply(&PageHashes::delta(2, pages.iter().map(|(page, image)| (*page, image.as_slice()))));
+        hashes
+    }
+
+    /// Hands over the transaction at entry 20, on top of what was installed at 10.
+    fn take(database: &Arc<Database>, pages: &[(PageNo, Vec<u8>)]) {
+        let numbers: Vec<_> = pages.iter().map(|(page, _)| *page).collect();
+        let mut body = vec![];
+        encode_head(&mut body, TxnId([20; 16]), SIZE, 2, &numbers, 0);
+        pages.iter().for_each(|(_, image)| body.extend_from_slice(image));
+        let checksum = hashes(pages).checksum();
+        let head = TransactionHead { database: DbId(1), base: 10, lease_term: 1, checksum, origin: 1 };
+        database.take(at(20), head, body.into());
+    }
+
+    /// The sealed state of another node is still needed, as the file doesn't have it, when publishing the next entry
+    /// fails: no checkpoint of what the hashes say could ever end, and no repair begin.
+    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+    async fn a_failed_publication_leaves_no_installed_state_behind() {
+        let dir = tempfile::tempdir().unwrap();
+        let keep = Keep { most: 16, idle: Duration::from_secs(60) };
+        let first = Registry::new(dir.path(), context(), keep).unwrap();
+        assert!(first.create(at(1), "x", SIZE).unwrap());
+        let database = first.get(DbId(1)).unwrap();
+        let path = database.path().to_owned();
+        let (old, new) = (pages(&path, 10), pages(&path, 20));
+
+        let mut staging = Staging::open(&path, DbId(1), SIZE).unwrap();
+        old.iter().for_each(|(page, image)| staging.stage(*page, image).unwrap());
+        let checksum = hashes(&old).checksum();
+        let target = Target { position: at(10), as_of: 10, base: 1, checksum };
+        let incoming = staging.seal(target, 2, Vec::new()).unwrap();
+        let (done, installed) = oneshot::channel();
+        database.enqueue(Work::Install { incoming, read: false, done });
+        installed.await.unwrap().unwrap();
+
+        database.files().wal.fail();
+        take(&database, &new);
+        database.settled().await;
+        assert!(database.fenced().is_some());
+        database.files().wal = Wal::open(&path, SIZE).unwrap();
+        let ours = database.clone();
+        tokio::task::spawn_blocking(move || ours.settle_installed()).await.unwrap().unwrap();
+        assert!(!incoming_path(&path).exists());
+        assert!(database.fenced().is_some(), "that is for the repair to end");
+        let durable = database.state().durable;
+        assert_eq!((durable.position, durable.target), (at(10), 20));
+
+        // And should the node be started again before the repair has ended, its log has what is missing.
+        drop((database, first));
+        let database = Arc::new(Database::open(context(), &path, DbId(1), "x", SIZE, false).unwrap());
+        assert_eq!(database.fenced(), None);
+        assert_eq!((database.dealt_with(), database.consistent_from()), (10, 20));
+        take(&database, &new);
+        database.settled().await;
+        assert_eq!(database.fenced(), None);
+        let view = tokio::task::spawn_blocking(move || database.wait_view()).await.unwrap().unwrap();
+        assert_eq!(view.hashes, hashes(&new).as_slice());
+        let mut image = vec![0; SIZE.bytes()];
+        for (page, expected) in &new {
+            assert!(view.is_sound(*page, &mut image).unwrap() && image == *expected);
+        }
+    }
 }

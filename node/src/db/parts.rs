@@ -134,36 +134,43 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
+/// What comes between a database's path and the transaction's id in the name of a file.
+const INFIX: &str = "-parts-";
+
+/// At the start: removes what an earlier life of the node has left.
+pub(super) fn sweep(directory: &Path) -> Result<(), DbError> {
+    for entry in std::fs::read_dir(directory).map_err(DbError::io(directory, "reading it"))? {
+        let path = entry.map_err(DbError::io(directory, "reading it"))?.path();
+        let name = path.file_name().and_then(|name| name.to_str()).unwrap_or_default();
+        let id = name.rsplit_once(INFIX).filter(|(before, _)| before.ends_with(".db")).map(|(_, id)| id);
+        if id.is_some_and(|id| id.len() == 32 && id.bytes().all(|byte| byte.is_ascii_hexdigit())) {
+            std::fs::remove_file(&path).map_err(DbError::io(&path, "removing it"))?;
+        }
+    }
+    Ok(())
+}
+
 /// The name of a transaction's file begins with this, then comes its id.
 fn prefix(database: &Path) -> std::ffi::OsString {
     let mut name = database.as_os_str().to_owned();
-    name.push("-parts-");
+    name.push(INFIX);
     name
 }
 
 impl Stager {
-    /// Removes what an earlier life of the node has left.
+    /// A stager that has nothing to do.
     pub(super) fn new(
         database: &Path,
         runtime: tokio::runtime::Handle,
         unstaged: watch::Sender<usize>,
-    ) -> Result<Stager, DbError> {
-        let directory = database.parent().unwrap_or(Path::new("."));
-        let prefix = prefix(database);
-        for entry in std::fs::read_dir(directory).map_err(DbError::io(directory, "reading it"))? {
-            let path = entry.map_err(DbError::io(directory, "reading it"))?.path();
-            let id = path.as_os_str().as_encoded_bytes().strip_prefix(prefix.as_encoded_bytes());
-            if id.is_some_and(|id| id.len() == 32 && id.iter().all(u8::is_ascii_hexdigit)) {
-                std::fs::remove_file(&path).map_err(DbError::io(&path, "removing it"))?;
-            }
-        }
-        Ok(Stager {
+    ) -> Stager {
+        Stager {
             database: database.to_owned(),
             runtime,
             waiting: Mutex::default(),
             unstaged,
             files: Mutex::default(),
-        })
+        }
     }
 
     /// Takes a part; it is staged on a blocking thread.
@@ -421,7 +428,7 @@ impl Database {
         let work = PartWork { index: position.index, term: position.term, part, slot };
         let mut state = self.state();
         self.judge_part(&mut state, &work.candidate(), &part);
-        state.queue.push_back(Work::Part(work));
+        self.keep(&mut state, Work::Part(work));
         self.advance(&mut state);
         self.wake(&mut state);
     }
@@ -601,8 +608,9 @@ mod tests {
         for name in [&format!("a.db-parts-{}", id(1)), &kept, &format!("b.db-parts-{}", id(1))] {
             std::fs::write(dir.path().join(name), "x").unwrap();
         }
-        let stager = Arc::new(Stager::new(&db, runtime.handle().clone(), watch::Sender::default()).unwrap());
-        assert_eq!(files(dir.path()), [kept.clone(), format!("b.db-parts-{}", id(1))]);
+        sweep(dir.path()).unwrap();
+        assert_eq!(files(dir.path()), [kept]);
+        let stager = Arc::new(Stager::new(&db, runtime.handle().clone(), watch::Sender::default()));
 
         let slots: Vec<_> = [part(1, 0, &[1, 2]), part(2, 0, &[5]), part(1, 1, &[7, 9])]
             .into_iter()
@@ -612,7 +620,7 @@ mod tests {
         assert_eq!(read(&staged[0]).unwrap(), [(1, 0), (2, 3)]);
         assert_eq!(read(&staged[1]).unwrap(), [(5, 7)]);
         assert_eq!(read(&staged[2]).unwrap(), [(7, 6), (9, 8)]);
-        assert_eq!(files(dir.path()).len(), 4);
+        assert_eq!(files(dir.path()).len(), 3);
 
         // What stands in the file is not believed without its hash.
         let path = dir.path().join(format!("a.db-parts-{}", id(1)));
@@ -626,7 +634,7 @@ mod tests {
 
         drop((staged, slots));
         let patience = std::time::Instant::now() + std::time::Duration::from_secs(10);
-        while files(dir.path()).len() > 2 {
+        while files(dir.path()).len() > 1 {
             assert!(std::time::Instant::now() < patience, "{:?}", files(dir.path()));
             std::thread::yield_now();
         }

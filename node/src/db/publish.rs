@@ -18,6 +18,7 @@ use super::worker::refuse;
 use crate::command::TransactionHead;
 use crate::core::recovery::Publication;
 use crate::core::rule::{Candidate, Verdict};
+use crate::{blocking, clock};
 use bytes::Bytes;
 use quire_raft::LogPosition;
 use quire_vfs::fault;
@@ -26,8 +27,8 @@ use quire_vfs::format::transaction::{Piece, Transaction, TxnId};
 use quire_vfs::format::{FormatError, PageNo};
 use quire_vfs::gate::proto::{Outcome, WalTarget};
 use std::collections::BTreeSet;
-use std::sync::{Arc, MutexGuard, PoisonError};
-use std::time::{Duration, Instant};
+use std::sync::{Arc, MutexGuard};
+use std::time::Duration;
 use tracing::{debug, info, warn};
 
 /// A transaction that the database's state contains, but not yet its files.
@@ -87,7 +88,7 @@ impl Database {
                     state.hold = None;
                 }
             }
-            state.queue.push_back(Work::Entry { position, head, body });
+            self.keep(&mut state, Work::Entry { position, head, body });
         }
         // It may have been what others waited for, here or elsewhere.
         self.advance(&mut state);
@@ -168,7 +169,7 @@ impl Database {
         let is_simple =
             entry.before.is_empty() && entry.transaction(self).is_ok_and(|txn| txn.fill_count() == 0);
         let seen = is_simple
-            && self.is_published(&files, &record).unwrap_or(false)
+            && self.is_published(&mut files, &record).unwrap_or(false)
             && files.side.mark_seen(&record).is_ok();
         self.unlock_gate();
         drop(files);
@@ -309,11 +310,18 @@ impl Database {
         mut state: MutexGuard<'a, State>,
         unless: Option<&TxnId>,
     ) -> (MutexGuard<'a, State>, bool) {
-        let began = Instant::now();
+        let began = clock::now();
         let mut complained = false;
         loop {
+            #[cfg(test)]
+            if crate::sim::is_broken(crate::sim::Rule::GateLock) {
+                return (state, false);
+            }
             match self.gate_lock.try_lock() {
-                Ok(true) => return (state, false),
+                Ok(true) => {
+                    state.stuck = None;
+                    return (state, false);
+                }
                 Ok(false) => {}
                 Err(error) => warn!(database = self.name, "gate lock: {error}"),
             }
@@ -321,14 +329,15 @@ impl Database {
                 state.pending.as_ref().is_some_and(|p| p.id == *id && p.waiter.is_some())
             };
             if unless.is_some_and(|id| waits(&state, id)) {
+                state.stuck = None;
                 return (state, true);
             }
-            if !complained && began.elapsed() > LOCK_COMPLAINT {
+            state.stuck = state.stuck.or(Some(began));
+            if !complained && clock::since(began) > LOCK_COMPLAINT {
                 complained = true;
                 warn!(database = self.name, "this node's copy lags: a paused app holds the gate lock");
             }
-            let waited = self.changed.wait_timeout(state, LOCK_POLL);
-            state = waited.unwrap_or_else(PoisonError::into_inner).0;
+            state = blocking::pause(&self.state, &self.changed, state, LOCK_POLL);
         }
     }
 
@@ -339,10 +348,14 @@ impl Database {
     }
 
     /// With the gate lock: whether the wal-index shows a publication.
-    fn is_published(&self, files: &Files, record: &Record) -> Result<bool, DbError> {
-        let header = files.wal.tidy(&self.holder)?;
+    fn is_published(&self, files: &mut Files, record: &Record) -> Result<bool, DbError> {
         let Publication { salts, frame, .. } = record.publication;
-        Ok(header.salts == salts && header.max_frame == frame)
+        let header = files.wal.tidy(&self.holder, Some((salts, frame)))?;
+        let is_published = files.wal.ends_with(&header, (salts, frame));
+        if is_published {
+            files.wal.saw(header);
+        }
+        Ok(is_published)
     }
 
     /// With the gate lock: sees whether the app has published, and does what is left to do.
@@ -350,7 +363,7 @@ impl Database {
         let txn = entry.transaction(self)?;
         {
             let mut files = self.files();
-            if self.is_published(&files, &record)? {
+            if self.is_published(&mut files, &record)? {
                 let mut fills = self.fills_before(entry)?;
                 fills.extend(txn.fills(entry.old_size).map(|(page, _)| page));
                 if !fills.is_empty() {

@@ -1,41 +1,160 @@
 //! The databases of this node, by id and by name, and the directory that they live in.
+//!
+//! A database is in one of three states, and everything that is said of it goes by its id, whatever its state:
+//!
+//! ```text
+//!        somebody asks, or an entry comes that it needs its files for
+//! closed ──────────────────────► moving ──────────────────────► open
+//!    ▲                             │  ▲                           │
+//!    └──── nobody came meanwhile ──┘  └── nobody has used it ─────┘
+//! ```
+//!
+//! *Open*: its files are, with all locks. *Closed* ([`super::closed`]): none is. *Moving*: a thread is at its files, or
+//! the last attempt to open it failed and is made again. Entries that come meanwhile wait, in order, and so do those
+//! who asked. Only whoever moves a database touches its files: the locks of a file that is opened would go with a
+//! descriptor of it that is closed.
+//!
+//! A database is closed when nobody but the registry has a reference to it, all that was committed is in its file,
+//! and it has not been used for a while, or more are open than should be. Those that are in use stay open, and so do some
+//! that were used last, however long ago that was: with few databases, none is ever closed.
+
+mod closing;
+mod listing;
+
+pub use listing::Known;
 
 use super::DbError;
+use super::closed::{Closed, Entry};
 use super::context::Context;
+use super::creation::{create_files, has_files};
 use super::database::{Database, database_path};
 use super::dropping::{self, Tombstone};
-use super::side_file::{Durable, SideFile, Stamp, side_path};
+use super::parts;
+use super::side_file::ScrubMark;
+use crate::clock;
 use crate::command::DbId;
 use crate::manifest::sync_dir;
 use quire_raft::LogPosition;
-use quire_vfs::format::checksum::PageHashes;
-use quire_vfs::format::database::empty_database;
-use quire_vfs::format::{PageNo, PageSize};
+use quire_vfs::format::PageSize;
 use quire_vfs::shim::vfs::MARKER;
-use std::collections::{BTreeMap, BTreeSet};
-use std::fs::File;
-use std::io::Write;
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
 use tokio::sync::watch;
 use tracing::{info, warn};
+
+/// Threads that open databases.
+const OPENERS: usize = 4;
+/// Bytes of entries that may wait for a database that is being opened; beyond, its state comes from another node.
+const MAX_WAITING: usize = 64 << 20;
+/// How long until a database that could not be opened is tried again, if entries wait for it.
+const RETRY: Duration = Duration::from_secs(1);
+
+/// How many databases are open, and for how long after their last use.
+#[derive(Clone, Copy, Debug)]
+pub struct Keep {
+    /// So many, not counting those that are in use.
+    pub most: usize,
+    /// For so long; a quarter of the most, those that were used last, for ever.
+    pub idle: Duration,
+}
+
+impl Keep {
+    /// So many are not closed for being idle.
+    fn always(&self) -> usize {
+        self.most.div_ceil(4)
+    }
+}
+
+/// A database that is open.
+#[derive(Debug)]
+struct Open {
+    database: Arc<Database>,
+    used: Instant,
+}
+
+/// A database that is being opened or closed.
+#[derive(Debug)]
+struct Moving {
+    closed: Closed,
+    /// A thread is at its files.
+    is_busy: bool,
+    /// It is among those that are to be opened.
+    is_queued: bool,
+    waiting: VecDeque<Entry>,
+    bytes: usize,
+    /// More entries came than could wait.
+    has_lost: bool,
+    /// Dropped when this is over; why an attempt failed.
+    news: watch::Sender<Option<String>>,
+}
+
+impl Moving {
+    fn new(closed: Closed, is_busy: bool) -> Moving {
+        let (waiting, news) = (VecDeque::new(), watch::Sender::default());
+        Moving { closed, is_busy, is_queued: false, waiting, bytes: 0, has_lost: false, news }
+    }
+
+    fn push(&mut self, entry: Entry) {
+        if self.has_lost {
+            return;
+        }
+        self.bytes += entry.bytes();
+        self.waiting.push_back(entry);
+        if self.bytes > MAX_WAITING {
+            self.has_lost = true;
+            self.waiting.clear();
+            self.bytes = 0;
+        }
+    }
+
+    fn is_wanted(&self) -> bool {
+        !self.waiting.is_empty() || self.has_lost || self.news.receiver_count() > 0
+    }
+}
+
+#[derive(Debug, Default)]
+struct Slots {
+    open: BTreeMap<DbId, Open>,
+    closed: BTreeMap<DbId, Closed>,
+    moving: BTreeMap<DbId, Moving>,
+    names: BTreeMap<String, DbId>,
+    /// To be opened, in order.
+    queue: VecDeque<DbId>,
+    openers: usize,
+}
+
+impl Slots {
+    fn has(&self, id: DbId) -> bool {
+        self.open.contains_key(&id) || self.closed.contains_key(&id) || self.moving.contains_key(&id)
+    }
+
+    /// An open database, which is used by that.
+    fn take(&mut self, id: DbId) -> Option<Arc<Database>> {
+        let open = self.open.get_mut(&id)?;
+        open.used = clock::now();
+        Some(open.database.clone())
+    }
+}
 
 /// All databases of the node.
 #[derive(Debug)]
 pub struct Registry {
     directory: PathBuf,
     context: Arc<Context>,
-    databases: RwLock<BTreeMap<DbId, Arc<Database>>>,
+    keep: Keep,
+    slots: Mutex<Slots>,
+    /// A thread is done with a database's files.
+    moved: Condvar,
     /// What is left of dropped databases that the stored manifest may name.
     tombstones: Mutex<Vec<Tombstone>>,
-    /// Rises with each change, for those who wait for a database.
-    changes: watch::Sender<u64>,
 }
 
 impl Registry {
     /// An empty registry over `DIR/db`, which is created and marked.
-    pub fn new(directory: &Path, context: Arc<Context>) -> Result<Registry, DbError> {
+    pub fn new(directory: &Path, context: Arc<Context>, keep: Keep) -> Result<Registry, DbError> {
         std::fs::create_dir_all(directory).map_err(DbError::io(directory, "creating it"))?;
         let marker = directory.join(MARKER);
         let text =
@@ -44,13 +163,10 @@ impl Registry {
             std::fs::write(&marker, text).map_err(DbError::io(&marker, "writing it"))?;
             sync_dir(&marker).map_err(DbError::io(&marker, "syncing its directory"))?;
         }
-        Ok(Registry {
-            directory: directory.to_owned(),
-            context,
-            databases: RwLock::default(),
-            tombstones: Mutex::default(),
-            changes: watch::Sender::new(0),
-        })
+        parts::sweep(directory)?;
+        let (directory, slots) = (directory.to_owned(), Mutex::default());
+        let (moved, tombstones) = (Condvar::new(), Mutex::default());
+        Ok(Registry { directory, context, keep, slots, moved, tombstones })
     }
 
     /// The directory.
@@ -63,53 +179,241 @@ impl Registry {
         std::fs::metadata(&self.directory).map(|m| (m.dev(), m.ino()))
     }
 
-    /// A database by id.
+    fn slots(&self) -> MutexGuard<'_, Slots> {
+        self.slots.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Whether there is a database of this id.
+    pub fn contains(&self, id: DbId) -> bool {
+        self.slots().has(id)
+    }
+
+    /// The id of a database.
+    pub fn id_of(&self, name: &str) -> Option<DbId> {
+        self.slots().names.get(name).copied()
+    }
+
+    /// A database that is open.
     pub fn get(&self, id: DbId) -> Option<Arc<Database>> {
-        self.read().get(&id).cloned()
+        self.slots().open.get(&id).map(|open| open.database.clone())
     }
 
-    /// A database by name.
-    pub fn find(&self, name: &str) -> Option<Arc<Database>> {
-        self.read().values().find(|db| db.name == name).cloned()
+    /// All that are open, by id.
+    pub fn open_ones(&self) -> Vec<Arc<Database>> {
+        self.slots().open.values().map(|open| open.database.clone()).collect()
     }
 
-    /// All databases, by id.
-    pub fn all(&self) -> Vec<Arc<Database>> {
-        self.read().values().cloned().collect()
+    /// The name of a database.
+    pub fn name_of(&self, id: DbId) -> Option<String> {
+        let slots = self.slots();
+        let closed = slots.closed.get(&id).or_else(|| Some(&slots.moving.get(&id)?.closed));
+        closed.map(|it| it.name.clone()).or_else(|| Some(slots.open.get(&id)?.database.name.clone()))
     }
 
-    /// Tells of changes.
-    pub fn changes(&self) -> watch::Receiver<u64> {
-        self.changes.subscribe()
+    /// The ids of all.
+    pub fn ids(&self) -> BTreeSet<DbId> {
+        self.slots().names.values().copied().collect()
+    }
+}
+
+impl Registry {
+    /// A database, opened if it is closed. `None` if there is none; an error if it can't be opened, at least not now.
+    pub async fn open(self: &Arc<Self>, id: DbId) -> Result<Option<Arc<Database>>, String> {
+        loop {
+            let mut news = {
+                let mut slots = self.slots();
+                if let Some(database) = slots.take(id) {
+                    return Ok(Some(database));
+                }
+                self.want(&mut slots, id);
+                let Some(moving) = slots.moving.get(&id) else { return Ok(None) };
+                moving.news.subscribe()
+            };
+            // An error: it has come to an end; look again.
+            if news.changed().await.is_ok()
+                && let Some(why) = news.borrow().clone()
+            {
+                return Err(why);
+            }
+        }
     }
 
-    fn read(&self) -> std::sync::RwLockReadGuard<'_, BTreeMap<DbId, Arc<Database>>> {
-        self.databases.read().unwrap_or_else(std::sync::PoisonError::into_inner)
+    /// As [`Registry::open`], by name.
+    pub async fn find(self: &Arc<Self>, name: &str) -> Result<Option<Arc<Database>>, String> {
+        match self.id_of(name) {
+            Some(id) => self.open(id).await,
+            None => Ok(None),
+        }
     }
 
-    /// Opens a database that exists, after a start.
-    pub fn open(&self, id: DbId, name: &str, page_size: PageSize) -> Result<Arc<Database>, DbError> {
+    /// Hands an entry of the log to its database, if there is one. Doesn't wait for files.
+    pub fn hand(self: &Arc<Self>, id: DbId, entry: Entry) {
+        let mut slots = self.slots();
+        if let Some(database) = slots.take(id) {
+            drop(slots);
+            return entry.give(&database);
+        }
+        if slots.closed.get_mut(&id).is_some_and(|closed| closed.knows(&entry)) {
+            return;
+        }
+        self.want(&mut slots, id);
+        if let Some(moving) = slots.moving.get_mut(&id) {
+            moving.push(entry);
+        }
+    }
+
+    /// Hands a verification to all databases.
+    pub fn verify(self: &Arc<Self>, index: u64, files: bool, scrub: bool) {
+        for id in self.ids() {
+            self.hand(id, Entry::Verify { index, files, scrub });
+        }
+    }
+
+    /// The next entry is the first of this term.
+    pub fn take_term(&self, term: u64) {
+        let open = {
+            let mut slots = self.slots();
+            // What it is to end can only be among what waits.
+            let waiting = slots.moving.values_mut().filter(|moving| !moving.waiting.is_empty());
+            waiting.for_each(|moving| moving.push(Entry::Term(term)));
+            slots.open.values().map(|open| open.database.clone()).collect::<Vec<_>>()
+        };
+        open.iter().for_each(|database| database.take_term(term));
+    }
+
+    /// Has a database opened that is closed, or that could not be.
+    fn want(self: &Arc<Self>, slots: &mut Slots, id: DbId) {
+        if let Some(closed) = slots.closed.remove(&id) {
+            slots.moving.insert(id, Moving::new(closed, false));
+        }
+        let Some(moving) = slots.moving.get_mut(&id).filter(|moving| !moving.is_busy && !moving.is_queued)
+        else {
+            return;
+        };
+        moving.is_queued = true;
+        slots.queue.push_back(id);
+        if slots.openers < OPENERS {
+            slots.openers += 1;
+            let registry = self.clone();
+            self.context.run_blocking(move || registry.open_queued());
+        }
+    }
+
+    /// Opens what is to be opened, until nothing is.
+    fn open_queued(self: Arc<Self>) {
+        loop {
+            let (id, name, page_size) = {
+                let mut slots = self.slots();
+                let Some(id) = slots.queue.pop_front() else {
+                    slots.openers -= 1;
+                    return;
+                };
+                let Some(moving) = slots.moving.get_mut(&id) else { continue };
+                (moving.is_queued, moving.is_busy) = (false, true);
+                (id, moving.closed.name.clone(), moving.closed.page_size)
+            };
+            self.make_room();
+            let path = database_path(&self.directory, &name);
+            match Database::open(self.context.clone(), &path, id, &name, page_size, true) {
+                Ok(database) => self.is_open(id, Arc::new(database), true),
+                Err(error) => self.has_not_opened(id, &error),
+            }
+        }
+    }
+
+    /// A thread has opened a database, or could not close it.
+    fn is_open(&self, id: DbId, database: Arc<Database>, is_new: bool) {
+        let mut slots = self.slots();
+        let Some(mut moving) = slots.moving.remove(&id) else { return };
+        if is_new {
+            database.resume(moving.closed);
+        }
+        moving.waiting.drain(..).for_each(|entry| entry.give(&database));
+        if moving.has_lost {
+            database.fence_now("it could not be opened for so long that not all entries were kept for it");
+        } else if database.fenced().is_some() {
+            database.ask_repair();
+        }
+        slots.open.insert(id, Open { database, used: clock::now() });
+        self.moved.notify_all();
+    }
+
+    fn has_not_opened(self: &Arc<Self>, id: DbId, error: &DbError) {
+        let why = format!("it can't be opened: {error}");
+        let mut slots = self.slots();
+        let Some(moving) = slots.moving.get_mut(&id) else { return };
+        if moving.closed.trouble.as_ref() != Some(&why) {
+            warn!(database = moving.closed.name, "{why}");
+        }
+        moving.is_busy = false;
+        moving.closed.trouble = Some(why.clone());
+        moving.news.send_replace(Some(why));
+        if !moving.waiting.is_empty() || moving.has_lost {
+            let registry = self.clone();
+            self.context.spawn(async move {
+                tokio::time::sleep(RETRY).await;
+                let mut slots = registry.slots();
+                if slots.moving.contains_key(&id) {
+                    registry.want(&mut slots, id);
+                }
+            });
+        } else if let Some(moving) = slots.moving.remove(&id) {
+            slots.closed.insert(id, moving.closed);
+        }
+        self.moved.notify_all();
+    }
+}
+
+impl Registry {
+    /// A database that exists, after a start: opened, unless it was closed properly and nobody has touched it, and enough
+    /// are open.
+    pub fn start(&self, id: DbId, name: &str, page_size: PageSize) -> Result<(), DbError> {
         let path = database_path(&self.directory, name);
-        let database = Arc::new(Database::open(self.context.clone(), &path, id, name, page_size)?);
-        self.insert(database.clone());
-        Ok(database)
+        let closed = Closed::find(&path, id, name, page_size)?;
+        match closed.filter(|_| self.slots().open.len() >= self.keep.always()) {
+            Some(closed) => self.insert_closed(closed),
+            None => {
+                let database = Database::open(self.context.clone(), &path, id, name, page_size, false)?;
+                self.insert(Arc::new(database));
+            }
+        }
+        Ok(())
     }
 
     /// Makes a database known.
     pub fn insert(&self, database: Arc<Database>) {
-        let mut databases = self.databases.write().unwrap_or_else(std::sync::PoisonError::into_inner);
-        databases.insert(database.id, database);
-        self.changes.send_modify(|n| *n += 1);
+        let mut slots = self.slots();
+        slots.names.insert(database.name.clone(), database.id);
+        slots.open.insert(database.id, Open { database, used: clock::now() });
+    }
+
+    fn insert_closed(&self, closed: Closed) {
+        let mut slots = self.slots();
+        slots.names.insert(closed.name.clone(), closed.id);
+        slots.closed.insert(closed.id, closed);
     }
 
     /// Drops a database, if it is there, and returns its name. Its files are gone when this returns.
     pub fn drop_database(&self, id: DbId) -> Result<Option<String>, DbError> {
-        let Some(database) = self.get(id) else { return Ok(None) };
-        database.mark_dropped();
-        self.databases.write().unwrap_or_else(PoisonError::into_inner).remove(&id);
-        self.changes.send_modify(|n| *n += 1);
-        self.tombstones().push(dropping::bury(database.path(), id)?);
-        Ok(Some(database.name.clone()))
+        let mut slots = self.slots();
+        // Whoever opens or closes it is soon done, and must not meet the files of the next one of its name.
+        while slots.moving.get(&id).is_some_and(|moving| moving.is_busy) {
+            slots = self.moved.wait(slots).unwrap_or_else(PoisonError::into_inner);
+        }
+        let name = if let Some(Open { database, .. }) = slots.open.remove(&id) {
+            database.mark_dropped();
+            database.name.clone()
+        } else if let Some(moving) = slots.moving.remove(&id) {
+            moving.closed.name
+        } else if let Some(closed) = slots.closed.remove(&id) {
+            closed.name
+        } else {
+            return Ok(None);
+        };
+        slots.names.remove(&name);
+        drop(slots);
+        self.tombstones().push(dropping::bury(&database_path(&self.directory, &name), id)?);
+        Ok(Some(name))
     }
 
     /// Removes a database that was prepared and never became known.
@@ -148,17 +452,23 @@ impl Registry {
         self.tombstones.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// The entry at `position` creates a database. Its files may be there already, when the log is read
+    /// The entry at `position` creates a database, closed. Its files may be there already, when the log is read
     /// again. Returns false if the name is taken by an older one.
     pub fn create(&self, position: LogPosition, name: &str, page_size: PageSize) -> Result<bool, DbError> {
         let id = DbId(position.index);
-        if self.get(id).is_some() {
+        if self.contains(id) {
             return Ok(true);
         }
-        if self.find(name).is_some() {
+        if self.id_of(name).is_some() {
             return Ok(false);
         }
-        self.insert(self.prepare(position, name, page_size)?);
+        let path = database_path(&self.directory, name);
+        if has_files(&path, id, page_size)? {
+            self.start(id, name, page_size)?;
+        } else {
+            let durable = create_files(&path, position, page_size)?;
+            self.insert_closed(Closed::new(id, name, page_size, durable, ScrubMark::default()));
+        }
         info!(database = name, %id, %page_size, "created");
         Ok(true)
     }
@@ -172,46 +482,9 @@ impl Registry {
     ) -> Result<Arc<Database>, DbError> {
         let id = DbId(position.index);
         let path = database_path(&self.directory, name);
-        match SideFile::identify(&path)? {
-            Some(found) if found == (id, page_size) && path.exists() => {}
-            _ => create_files(&path, position, page_size)?,
+        if !has_files(&path, id, page_size)? {
+            create_files(&path, position, page_size)?;
         }
-        Ok(Arc::new(Database::open(self.context.clone(), &path, id, name, page_size)?))
+        Ok(Arc::new(Database::open(self.context.clone(), &path, id, name, page_size, false)?))
     }
-}
-
-/// Writes the files of an empty database. Whatever stands there under its name is put aside.
-fn create_files(path: &Path, position: LogPosition, page_size: PageSize) -> Result<(), DbError> {
-    put_aside(path)?;
-    let image = empty_database(page_size);
-    let mut hashes = PageHashes::new(page_size);
-    hashes.apply(&PageHashes::delta(1, [(PageNo(1), image.as_slice())]));
-    let mut file = File::create(path).map_err(DbError::io(path, "creating it"))?;
-    file.write_all(&image).map_err(DbError::io(path, "writing it"))?;
-    file.sync_all().map_err(DbError::io(path, "syncing it"))?;
-    let (checksum, pages) = (hashes.checksum(), hashes.len());
-    let stamp = Stamp::of(path, &image)?;
-    let durable = Durable { position, target: position.index, checksum, pages, stamp };
-    // The side file comes last: with it, the database counts as created.
-    SideFile::create(path, DbId(position.index), &durable, &hashes)?;
-    sync_dir(path).map_err(DbError::io(path, "syncing its directory"))
-}
-
-/// A file of the database's name that isn't the cluster's is kept, under another name.
-fn put_aside(path: &Path) -> Result<(), DbError> {
-    let aside = |file: &Path| -> Result<(), DbError> {
-        if !file.exists() {
-            return Ok(());
-        }
-        let seconds =
-            std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).map_or(0, |d| d.as_secs());
-        let mut name = file.as_os_str().to_owned();
-        name.push(format!(".aside-{seconds}"));
-        warn!("{} is no file of this cluster; moved to {}", file.display(), Path::new(&name).display());
-        std::fs::rename(file, &name).map_err(DbError::io(file, "moving it aside"))
-    };
-    aside(path)?;
-    aside(&super::applier::wal_path(path))?;
-    aside(&super::incoming::incoming_path(path))?;
-    aside(&side_path(path))
 }

@@ -3,6 +3,7 @@
 
 use super::DbError;
 use super::database::Database;
+use super::side_file::ScrubMark;
 use super::view::View;
 use quire_vfs::format::PageNo;
 use quire_vfs::format::checksum::{PageHashes, page_hash};
@@ -44,6 +45,18 @@ impl Database {
             }
         }
         Ok((last < view.pages).then_some(PageNo(last + 1)))
+    }
+
+    /// How far the background scrub has come; kept across restarts.
+    pub fn scrub_mark(&self) -> ScrubMark {
+        self.state().scrub
+    }
+
+    /// Puts on record how far the background scrub has come.
+    pub fn set_scrub_mark(&self, mark: ScrubMark) -> Result<(), DbError> {
+        self.files().side.set_scrub_mark(mark)?;
+        self.state().scrub = mark;
+        Ok(())
     }
 
     /// A page is not what it should be. Blocks.

@@ -7,6 +7,8 @@
 //!   512  durable slot 0       u64 sequence, u64 term, u64 leader and u64 index of the durable entry,
 //!  1024  durable slot 1       u64 target, u64 checksum, u32 pages, u64 size and u64 time of change (ns)
 //!                             of the database file, u32 change counter in it, u32 crc32    (76 bytes)
+//!  1536  scrub mark           u32 page to go on with, u32 0, u64 seconds since 1970 when the last scrub of all
+//!                             pages ended, u32 crc32; not valid: none was ever ended     (20 bytes)
 //!  2048  16 publications      u64 sequence, u64 index, u64 base, [u8;16] transaction id, [u8;8] salts,
 //!        of 128 bytes         u32 frame, u32 seen, u32 crc32                           (60 bytes)
 //!  4096  page hashes          u64 for each page
@@ -17,7 +19,8 @@
 //! a checkpoint is at work, `target` is the entry that it copies up to: after a crash the file may hold
 //! pages of entries up to there, so it must not serve before they have been read again. Where no checkpoint
 //! was at work, a file that doesn't bear the slot's stamp was changed behind the node's back. Slots and hashes
-//! are synced; publications need not be, as they matter only while the operating system lives.
+//! are synced; publications need not be, as they matter only while the operating system lives, nor the scrub mark: what
+//! is lost of it is read once more. Of publications that are void (frame all 1s) only the index counts.
 
 use super::DbError;
 use crate::command::DbId;
@@ -26,7 +29,7 @@ use quire_raft::LogPosition;
 use quire_vfs::format::checksum::{DbChecksum, PageHashes};
 use quire_vfs::format::transaction::TxnId;
 use quire_vfs::format::wal::Salts;
-use quire_vfs::format::{FormatError, FrameNo, PageNo, PageSize};
+use quire_vfs::format::{FormatError, FrameNo, PageNo, PageSize, VersionError};
 use std::fs::{File, OpenOptions};
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
@@ -36,6 +39,8 @@ const VERSION: u32 = 2;
 const HEADER_SIZE: usize = 40;
 const SLOT_AT: [u64; 2] = [512, 1024];
 const SLOT_SIZE: usize = 76;
+const SCRUB_AT: u64 = 1536;
+const SCRUB_SIZE: usize = 20;
 const RING_AT: u64 = 2048;
 const RING_STRIDE: u64 = 128;
 const RING_SIZE: usize = 60;
@@ -43,6 +48,7 @@ const RING_SIZE: usize = 60;
 pub const RING_LEN: u64 = 16;
 const HASHES_AT: u64 = 4096;
 const _: () = assert!(RING_AT + RING_STRIDE * RING_LEN == HASHES_AT);
+const _: () = assert!(SCRUB_AT + SCRUB_SIZE as u64 <= RING_AT && SCRUB_AT >= SLOT_AT[1] + SLOT_SIZE as u64);
 
 /// What a checkpoint has made durable.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -79,6 +85,11 @@ impl Stamp {
         let counter = head.get(24..28).and_then(|b| b.first_chunk()).map_or(0, |b| u32::from_be_bytes(*b));
         Ok(Stamp { size: metadata.len(), changed, counter })
     }
+
+    /// Whether the file looks the same, as far as that can be seen without opening it.
+    pub fn is_of(&self, path: &Path) -> bool {
+        Stamp::of(path, &[]).is_ok_and(|found| (found.size, found.changed) == (self.size, self.changed))
+    }
 }
 
 /// A publication as it is on record.
@@ -92,6 +103,15 @@ pub struct Record {
     pub txn: TxnId,
 }
 
+/// How far the background scrub has come.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct ScrubMark {
+    /// The page to go on with; `None` where all were read.
+    pub next: Option<PageNo>,
+    /// When all were last read, in seconds since 1970; 0 if they never were.
+    pub ended: u64,
+}
+
 /// An open side file.
 #[derive(Debug)]
 pub struct SideFile {
@@ -99,6 +119,7 @@ pub struct SideFile {
     file: File,
     slot_sequence: u64,
     ring_sequence: u64,
+    scrub: ScrubMark,
 }
 
 /// What stood in a side file.
@@ -217,6 +238,24 @@ fn decode_record(bytes: &[u8]) -> Option<(u64, Record)> {
     Some((u64_at(bytes, 0), Record { publication, base: u64_at(bytes, 16), txn }))
 }
 
+fn encode_scrub(mark: ScrubMark) -> [u8; SCRUB_SIZE] {
+    let mut out = [0; SCRUB_SIZE];
+    out[0..4].copy_from_slice(&mark.next.map_or(0, |page| page.0).to_le_bytes());
+    out[8..16].copy_from_slice(&mark.ended.to_le_bytes());
+    seal(&mut out);
+    out
+}
+
+fn decode_scrub(bytes: &[u8]) -> ScrubMark {
+    match bytes.get(..SCRUB_SIZE).filter(|b| is_sealed(b)) {
+        Some(bytes) => {
+            let next = Some(PageNo(u32_at(bytes, 0))).filter(|page| page.0 > 0);
+            ScrubMark { next, ended: u64_at(bytes, 8) }
+        }
+        None => ScrubMark::default(),
+    }
+}
+
 impl SideFile {
     /// Creates the side file of a new database, synced.
     pub fn create(
@@ -235,7 +274,7 @@ impl SideFile {
         image.extend(hashes.as_slice().iter().flat_map(|hash| hash.to_le_bytes()));
         file.write_all_at(&image, 0).map_err(DbError::io(&path, "writing it"))?;
         file.sync_all().map_err(DbError::io(&path, "syncing it"))?;
-        Ok(SideFile { path, file, slot_sequence: 1, ring_sequence: 0 })
+        Ok(SideFile { path, file, slot_sequence: 1, ring_sequence: 0, scrub: ScrubMark::default() })
     }
 
     /// Which database a side file belongs to, if there is one.
@@ -248,6 +287,7 @@ impl SideFile {
             Err(error) => return Err(DbError::io(&path, "opening it")(error)),
         };
         let n = read_up_to(&file, &mut header, 0).map_err(DbError::io(&path, "reading it"))?;
+        VersionError::check("side file", &header[..n], MAGIC, VERSION).map_err(DbError::version(&path))?;
         decode_header(&header[..n]).map(Some).map_err(|error| DbError::Format { path, error })
     }
 
@@ -257,10 +297,43 @@ impl SideFile {
         let file = OpenOptions::new().read(true).write(true).open(&path);
         let file = file.map_err(DbError::io(&path, "opening it"))?;
         let bytes = std::fs::read(&path).map_err(DbError::io(&path, "reading it"))?;
+        VersionError::check("side file", &bytes, MAGIC, VERSION).map_err(DbError::version(&path))?;
         let contents = decode(&bytes, id, page_size);
         let (slot_sequence, ring_sequence, contents) =
             contents.map_err(|error| DbError::Format { path: path.clone(), error })?;
-        Ok((SideFile { path, file, slot_sequence, ring_sequence }, contents))
+        let scrub = decode_scrub(bytes.get(SCRUB_AT as usize..).unwrap_or_default());
+        Ok((SideFile { path, file, slot_sequence, ring_sequence, scrub }, contents))
+    }
+
+    /// How far the background scrub has come.
+    pub fn scrub_mark(&self) -> ScrubMark {
+        self.scrub
+    }
+
+    /// Puts on record how far the background scrub has come; not synced.
+    pub fn set_scrub_mark(&mut self, mark: ScrubMark) -> Result<(), DbError> {
+        let written = self.file.write_all_at(&encode_scrub(mark), SCRUB_AT);
+        written.map_err(DbError::io(&self.path, "recording how far the scrub has come"))?;
+        self.scrub = mark;
+        Ok(())
+    }
+
+    /// The newest durable slot, the last entry whose publication is on record (0: none), and the scrub mark, without
+    /// reading the hashes.
+    pub fn glance(
+        database: &Path,
+        id: DbId,
+        page_size: PageSize,
+    ) -> Result<(Durable, u64, ScrubMark), DbError> {
+        let path = side_path(database);
+        let file = File::open(&path).map_err(DbError::io(&path, "opening it"))?;
+        let mut bytes = [0; HASHES_AT as usize];
+        let n = read_up_to(&file, &mut bytes, 0).map_err(DbError::io(&path, "reading it"))?;
+        VersionError::check("side file", &bytes[..n], MAGIC, VERSION).map_err(DbError::version(&path))?;
+        let fixed = decode_fixed(&bytes[..n], id, page_size);
+        let Fixed { durable, records, .. } = fixed.map_err(|error| DbError::Format { path, error })?;
+        let scrub = decode_scrub(&bytes[SCRUB_AT as usize..]);
+        Ok((durable, records.last().map_or(0, |(_, record)| record.publication.index), scrub))
     }
 
     /// Writes a durable slot and syncs the file, hashes written before included.
@@ -287,6 +360,16 @@ impl SideFile {
     /// Syncs the file.
     pub fn sync(&self) -> Result<(), DbError> {
         self.file.sync_data().map_err(DbError::io(&self.path, "syncing it"))
+    }
+
+    /// Makes all publications on record void, oldest first (see [`crate::core::recovery`]); not synced.
+    pub fn void(&mut self, records: &[Record]) -> Result<(), DbError> {
+        let Some(newest) = records.last() else { return Ok(()) };
+        // As many as there are places, so that none of another kind is left.
+        for record in records.iter().chain(std::iter::repeat(newest)).take(RING_LEN as usize) {
+            self.record(&Record { publication: record.publication.void(), ..*record })?;
+        }
+        Ok(())
     }
 
     /// Puts a publication on record before it happens; not synced.
@@ -319,8 +402,15 @@ fn read_up_to(file: &File, out: &mut [u8], at: u64) -> std::io::Result<usize> {
     Ok(n)
 }
 
-/// Reads a whole side file: sequence of the durable slot and of the newest record, and the contents.
-fn decode(bytes: &[u8], id: DbId, page_size: PageSize) -> Result<(u64, u64, Contents), FormatError> {
+/// What stands before the hashes.
+struct Fixed {
+    slot_sequence: u64,
+    durable: Durable,
+    /// Oldest first, each with its sequence.
+    records: Vec<(u64, Record)>,
+}
+
+fn decode_fixed(bytes: &[u8], id: DbId, page_size: PageSize) -> Result<Fixed, FormatError> {
     let err = |offset: u64, reason: String| FormatError { what: "side file", offset, reason };
     let (found_id, found_size) = decode_header(bytes)?;
     if (found_id, found_size) != (id, page_size) {
@@ -335,8 +425,19 @@ fn decode(bytes: &[u8], id: DbId, page_size: PageSize) -> Result<(u64, u64, Cont
         .filter_map(|n| decode_record(bytes.get((RING_AT + n * RING_STRIDE) as usize..)?))
         .collect();
     records.sort_by_key(|(sequence, _)| *sequence);
+    Ok(Fixed { slot_sequence, durable, records })
+}
+
+/// Reads a whole side file: sequence of the durable slot and of the newest record, and the contents.
+pub(crate) fn decode(
+    bytes: &[u8],
+    id: DbId,
+    page_size: PageSize,
+) -> Result<(u64, u64, Contents), FormatError> {
+    let err = |offset: u64, reason: String| FormatError { what: "side file", offset, reason };
+    let Fixed { slot_sequence, durable, records } = decode_fixed(bytes, id, page_size)?;
     let ring_sequence = records.last().map_or(0, |(sequence, _)| *sequence);
-    let end = HASHES_AT as usize + 8 * durable.pages as usize;
+    let end = (HASHES_AT + 8 * u64::from(durable.pages)) as usize;
     let array = bytes.get(HASHES_AT as usize..end);
     let array =
         array.ok_or_else(|| err(bytes.len() as u64, format!("{} page hashes are missing", durable.pages)))?;
@@ -366,6 +467,27 @@ mod tests {
     }
 
     #[test]
+    fn void_records_leave_no_others() {
+        let dir = tempfile::tempdir().unwrap();
+        let db = dir.path().join("a.db");
+        let (id, size) = (DbId(9), PageSize::DEFAULT);
+        let hashes = PageHashes::from_hashes(size, vec![1, 2, 3]);
+        let mut file = SideFile::create(&db, id, &durable(4, &hashes), &hashes).unwrap();
+        for count in [0, 3, 40] {
+            for index in 0..count {
+                file.record(&record(10 + index)).unwrap();
+                file.mark_seen(&record(10 + index)).unwrap();
+            }
+            let (_, Contents { records, .. }) = SideFile::open(&db, id, size).unwrap();
+            file.void(&records).unwrap();
+            let (_, Contents { records, .. }) = SideFile::open(&db, id, size).unwrap();
+            assert!(records.iter().all(|record| record.publication.is_void()));
+            let newest = records.iter().map(|record| record.publication.index).max();
+            assert_eq!(newest, (count > 0).then(|| 9 + count), "what was committed is still known");
+        }
+    }
+
+    #[test]
     fn what_is_written_is_read_and_damage_is_refused_with_its_place() {
         let dir = tempfile::tempdir().unwrap();
         let db = dir.path().join("a.db");
@@ -382,11 +504,17 @@ mod tests {
         }
         let grown = PageHashes::from_hashes(size, vec![1, 7, 8, 9]);
         file.write_hashes(&[(PageNo(2), 7), (PageNo(3), 8), (PageNo(4), 9)]).unwrap();
+        assert_eq!(file.scrub_mark(), ScrubMark::default());
+        let mark = ScrubMark { next: Some(PageNo(3)), ended: 1 << 40 };
+        file.set_scrub_mark(mark).unwrap();
         file.set_durable(&durable(20, &grown)).unwrap();
         drop(file);
 
+        assert_eq!(SideFile::glance(&db, id, size).unwrap(), (durable(20, &grown), 29, mark));
+        assert!(SideFile::glance(&db, DbId(8), size).is_err());
         let (mut file, contents) = SideFile::open(&db, id, size).unwrap();
         assert_eq!(contents.durable, durable(20, &grown));
+        assert_eq!(file.scrub_mark(), mark);
         assert_eq!(contents.hashes.as_slice(), grown.as_slice());
         let indexes: Vec<_> = contents.records.iter().map(|r| r.publication.index).collect();
         assert_eq!(indexes, (14..30).collect::<Vec<_>>());
@@ -398,7 +526,7 @@ mod tests {
         // One durable slot torn: the older one counts, and its hashes no longer fit.
         let path = side_path(&db);
         let good = std::fs::read(&path).unwrap();
-        for (at, place) in [(0usize, 0u64), (9, 8), (20, 36), (4096 + 8, 4096)] {
+        for (at, place) in [(0usize, 0u64), (20, 36), (4096 + 8, 4096)] {
             let mut bad = good.clone();
             bad[at] ^= 0x40;
             std::fs::write(&path, &bad).unwrap();
@@ -407,6 +535,19 @@ mod tests {
                 other => panic!("byte {at}: {other:?}"),
             }
         }
+        let mut newer = good.clone();
+        newer[8] += 1;
+        std::fs::write(&path, &newer).unwrap();
+        for refused in [SideFile::open(&db, id, size).map(drop), SideFile::identify(&db).map(drop)] {
+            let why = refused.unwrap_err().to_string();
+            assert!(why.contains("a.db-quire: the side file has version 3"), "{why}");
+            assert!(why.contains("reads version 2: a newer Quire"), "{why}");
+        }
+        // Of a scrub mark that is torn nothing counts.
+        let mut bad = good.clone();
+        bad[1536 + 8] ^= 1;
+        std::fs::write(&path, &bad).unwrap();
+        assert_eq!(SideFile::open(&db, id, size).unwrap().0.scrub_mark(), ScrubMark::default());
         let mut bad = good.clone();
         bad[512] ^= 1;
         bad[1024] ^= 1;

@@ -8,6 +8,7 @@ use super::DbError;
 use super::applier::wal_path;
 use super::database::{Database, Work};
 use super::sql;
+use crate::blocking;
 use quire_raft::LogPosition;
 use quire_vfs::format::checksum::{DbChecksum, page_hash};
 use quire_vfs::format::wal::{FRAME_HEADER_SIZE, frame_offset};
@@ -86,7 +87,7 @@ impl Database {
         let (paused, at_rest) = sync_channel(1);
         let (go_on, resume) = sync_channel::<()>(1);
         self.enqueue_before_held(Work::Pause { paused, resume });
-        if at_rest.recv_timeout(PATIENCE).is_err() {
+        if blocking::receive(&at_rest, PATIENCE).is_err() {
             return Ok(None);
         }
         // Only now: a worker that is at something else may itself need it.

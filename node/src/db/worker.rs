@@ -43,6 +43,7 @@ impl Database {
             Work::Entry { position, head, body } => return self.entry(state, position, head, body),
             Work::Part(part) => return self.part(state, &part),
             Work::Void { index, id } => self.void(&mut state, index, id),
+            Work::Skipped(index) => self.has_dealt_with(&state, index),
             Work::Publish(entry) => return self.publish(state, entry),
             Work::NewTerm(term) => {
                 state.large.new_term(term);
@@ -57,14 +58,11 @@ impl Database {
                 state.large.conclude(id);
             }
             Work::Verify { index, files, scrub } => {
-                let mut found = Verification {
-                    index,
-                    last_index: state.rule.last(),
-                    checksum: state.hashes.checksum(),
-                    pages: state.hashes.len(),
-                    file: None,
-                    scrubbed: if scrub { Scrubbed::Underway } else { Scrubbed::No },
-                };
+                let (last, pages) = (state.rule.last(), state.hashes.len());
+                let mut found = Verification::new(index, last, state.hashes.checksum(), pages);
+                if scrub {
+                    found.scrubbed = Scrubbed::Underway;
+                }
                 if files {
                     drop(state);
                     found.file = Some(self.hash_file(index).map_err(|error| error.to_string()));
@@ -79,7 +77,7 @@ impl Database {
                 state.verifications.push_back(found);
                 if scrub {
                     // Later on, but the pages are those of no older entry than this.
-                    self.context.runtime.spawn(crate::repair::scrub_now(self.clone(), index));
+                    self.context.spawn(crate::repair::scrub_now(self.clone(), index));
                 }
                 self.progress.send_if_modified(|at| std::mem::replace(at, index.max(*at)) < index);
             }
@@ -91,7 +89,7 @@ impl Database {
                 if paused.send(()).is_ok() {
                     // No time-out: going on while the snapshot is taken would make it wrong. The other end is
                     // dropped in any case.
-                    let _ = resume.recv();
+                    crate::blocking::await_end(&resume);
                 }
                 state = self.state();
             }
@@ -114,7 +112,7 @@ impl Database {
                 (state, _) = self.lock_gate(state, None);
                 // Whoever syncs the files must not keep those waiting who need the state.
                 drop(state);
-                let result = self.files().wal.tidy(&self.holder).map(drop);
+                let result = self.tidy();
                 self.unlock_gate();
                 state = self.state();
                 if let Err(error) = result {

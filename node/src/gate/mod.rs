@@ -6,8 +6,10 @@
 //! | `parts` | large transactions in a session |
 //! | [`reads`] | reads that are to find what is committed elsewhere |
 //! | [`session`] | one connection, from Hello to its end |
+//! | `wire` | the socket of one connection |
 
 mod parts;
 pub mod reads;
 pub mod server;
 pub mod session;
+mod wire;

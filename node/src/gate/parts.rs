@@ -63,7 +63,7 @@ impl Session {
         };
         if working {
             // The proposal goes on whatever becomes of the app; until it is known, no other writer is let in.
-            tokio::spawn(work);
+            self.node.spawn(work);
         }
         match result {
             Ok(Ok(())) => Ok(Response::Taken { sequence }),

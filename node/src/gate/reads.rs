@@ -46,6 +46,18 @@ impl Confirmations {
         last.filter(|confirmed| confirmed.at >= since)
     }
 
+    /// Up to where a copy must go to have everything that is committed now; or why no leader has confirmed that in time.
+    pub(crate) async fn newest(&self, node: &Arc<Node>, deadline: Instant) -> Result<u64, String> {
+        let why = Mutex::new("there is no leader at present".to_owned());
+        match timeout_at(deadline, self.get(node, Instant::now(), &why)).await {
+            Ok(confirmed) => confirmed.map(|confirmed| confirmed.index).map_err(|refusal| refusal.message),
+            Err(_) => {
+                let why = why.into_inner().unwrap_or_else(PoisonError::into_inner);
+                Err(format!("no leader has confirmed what is committed in time ({why})"))
+            }
+        }
+    }
+
     /// A position that was confirmed at `since` or later. The caller sees to a deadline.
     async fn get(&self, node: &Arc<Node>, since: Instant, why: &Mutex<String>) -> Result<Confirmed, Refusal> {
         if let Some(confirmed) = self.since(since) {

@@ -1,6 +1,6 @@
 //! The socket. Its mode is 0600 by default: only the node's own user may connect; with a group, 0660.
 
-use super::session;
+use super::{session, wire};
 use crate::access::{Access, AccessError};
 use crate::node::Node;
 use std::io;
@@ -63,7 +63,11 @@ pub async fn serve(listener: UnixListener, node: Arc<Node>) {
         let id = ids.fetch_add(1, Ordering::Relaxed);
         let node = node.clone();
         tokio::spawn(async move {
-            if let Err(error) = session::run(stream, id, node).await {
+            let result = match wire::split(stream) {
+                Ok(stream) => session::run(stream, id, node).await,
+                Err(error) => Err(error.into()),
+            };
+            if let Err(error) = result {
                 debug!(session = id, "{error}");
             }
             drop(place);

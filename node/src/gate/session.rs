@@ -17,9 +17,7 @@ use quire_vfs::gate::proto::{
 use std::io;
 use std::sync::Arc;
 use std::time::Duration;
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::UnixStream;
-use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::sync::oneshot;
 use tokio::time::{Instant, timeout};
 use tracing::{debug, warn};
@@ -32,6 +30,8 @@ const MESSAGE_DEADLINE: Duration = Duration::from_secs(30);
 const RETRY: Duration = Duration::from_secs(1);
 /// How often a session whose time is over looks whether the leader has answered in vain.
 const ANSWER_POLL: Duration = Duration::from_millis(100);
+/// Room for what comes next, in bytes: for most transactions.
+const ROOM: usize = 9 << 10;
 /// No queueing longer than this, whatever is asked.
 pub(super) const MAX_WAIT: Duration = Duration::from_secs(10);
 
@@ -54,7 +54,7 @@ pub enum SessionError {
 
 /// Reads messages; buffered, so that waiting for one can be interrupted.
 pub(super) struct Inbox {
-    stream: OwnedReadHalf,
+    stream: Box<dyn AsyncRead + Send + Sync + Unpin>,
     buffer: BytesMut,
     max: usize,
 }
@@ -72,6 +72,9 @@ impl Inbox {
                 self.buffer.reserve(4 + len - self.buffer.len());
             }
             let is_idle = self.buffer.is_empty();
+            if is_idle {
+                self.buffer.reserve(ROOM);
+            }
             let read = self.stream.read_buf(&mut self.buffer);
             let n = if is_idle {
                 read.await?
@@ -89,17 +92,24 @@ pub(super) struct Session {
     pub(super) id: SessionId,
     pub(super) node: Arc<Node>,
     pub(super) inbox: Inbox,
-    out: OwnedWriteHalf,
+    out: Box<dyn AsyncWrite + Send + Sync + Unpin>,
     /// Attempts to get the lease since it last committed, and when the last one ended.
     attempts: (u32, Instant),
     /// A large transaction of which parts were sent, and no Commit succeeded.
     pub(super) unfinished: Option<TxnId>,
 }
 
-/// Serves a connection to its end.
-pub async fn run(stream: UnixStream, id: SessionId, node: Arc<Node>) -> Result<(), SessionError> {
-    let (stream, out) = stream.into_split();
-    let inbox = Inbox { stream, buffer: BytesMut::with_capacity(8192), max: MAX_SMALL };
+/// Serves a connection, of which these are the two directions, to its end.
+pub async fn run(
+    (stream, out): (
+        impl AsyncRead + Send + Sync + Unpin + 'static,
+        impl AsyncWrite + Send + Sync + Unpin + 'static,
+    ),
+    id: SessionId,
+    node: Arc<Node>,
+) -> Result<(), SessionError> {
+    let (stream, out) = (Box::new(stream), Box::new(out));
+    let inbox = Inbox { stream, buffer: BytesMut::new(), max: MAX_SMALL };
     let attempts = (0, Instant::now());
     let mut session = Session { id, node, inbox, out, attempts, unfinished: None };
     let first = timeout(HELLO_DEADLINE, session.inbox.next()).await.map_err(|_| SessionError::Slow)?;
@@ -329,7 +339,7 @@ impl Session {
         };
         if working {
             // The proposal goes on whatever becomes of the app.
-            tokio::spawn(work);
+            self.node.spawn(work);
         }
         result.unwrap_or_else(|| Outcome::Refused("it was not proposed: the leader is changing".into()))
     }

@@ -46,6 +46,10 @@ impl Member {
     }
 
     fn answer(mut self, index: Option<u64>) {
+        if let Some(error) = &self.error {
+            // Also where clients look who see nothing but results.
+            write_error(&mut self.json, error);
+        }
         run::end(&mut self.json, &self.job.request.output, self.error.as_deref(), self.began, index);
         let _ = self.job.reply.send(Ok(self.json.out));
     }

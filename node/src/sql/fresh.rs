@@ -4,9 +4,9 @@ use super::options::{Level, Options};
 use super::service::{ELECTION, Reply};
 use crate::db::database::Database;
 use crate::node::{Node, OpenError};
-use crate::peers::{self, LeaderError, PeerRequest};
+use crate::peers::{self, PeerRequest};
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 /// The database of a request, ready to use. `main` is there for everybody.
 pub(super) async fn open(node: &Arc<Node>, name: &str, deadline: Instant) -> Result<Arc<Database>, Reply> {
@@ -36,27 +36,29 @@ pub(super) async fn fresh(
         level => level,
     };
     let left = deadline.saturating_duration_since(Instant::now());
-    let (request, limit) = match level {
-        Level::None | Level::Auto => return fresh_enough(node, database, options).await,
-        // Also where this node leads: what an app has committed on another may still wait to be applied here.
-        Level::Weak => (PeerRequest::ReadIndex { confirm: false }, left.min(ELECTION)),
-        Level::Linearizable => {
-            (PeerRequest::ReadIndex { confirm: true }, left.min(options.linearizable_timeout))
-        }
-        Level::Strong => (PeerRequest::Barrier, left),
-    };
-    if options.redirect && level != Level::None {
+    if matches!(level, Level::None | Level::Auto) {
+        return fresh_enough(node, database, options).await;
+    }
+    if options.redirect {
         let status = node.raft_status();
         let leader = status.leader.filter(|&id| id != node.id()).and_then(|id| status.peers.get(&id));
         if let Some(peer) = leader {
             return Err(Reply::Redirect(peer.http_addr.clone()));
         }
     }
-    let index = peers::ask_leader(node, request, limit).await.map_err(|error| match error {
-        LeaderError::Unavailable(why) if node.raft_status().leader.is_none() => {
-            Reply::unavailable(format!("leader not found: {why}"))
+    let index = match level {
+        Level::Strong => ask(node, PeerRequest::Barrier, left).await,
+        Level::Linearizable => {
+            // Those who ask at the same time, apps among them, share a round to the quorum.
+            let until = Instant::now() + left.min(options.linearizable_timeout);
+            node.confirmations().newest(node, until.into()).await
         }
-        error => Reply::unavailable(error.to_string()),
+        // Also where this node leads: what an app has committed on another may still wait to be applied here.
+        _ => ask(node, PeerRequest::ReadIndex { confirm: false }, left.min(ELECTION)).await,
+    };
+    let index = index.map_err(|why| match node.raft_status().leader {
+        None => Reply::unavailable(format!("leader not found: {why}")),
+        Some(_) => Reply::unavailable(why),
     })?;
     let applied = async {
         node.wait_taken(index).await;
@@ -70,6 +72,10 @@ pub(super) async fn fresh(
         return Err(Reply::unavailable(format!("this node has not applied entry {index} in time")));
     }
     Ok(())
+}
+
+async fn ask(node: &Arc<Node>, request: PeerRequest, limit: Duration) -> Result<u64, String> {
+    peers::ask_leader(node, request, limit).await.map_err(|error| error.to_string())
 }
 
 /// Whether this node has heard of the leader lately enough for a read at level none.

@@ -26,6 +26,8 @@ use std::time::{Duration, Instant};
 use tokio::runtime::Handle;
 use tokio::sync::oneshot;
 
+/// Connections to a database that nobody asks for are closed after so long, or sooner if its files are.
+const IDLE: Duration = Duration::from_secs(30);
 /// How long a request waits for somebody to lead.
 pub(super) const ELECTION: Duration = Duration::from_secs(5);
 /// Between two attempts.
@@ -78,7 +80,18 @@ impl Reply {
 
     /// The error for the request as a whole, beside no results, as rqlite has it.
     pub(super) fn in_band(options: &Options, message: &str) -> Reply {
+        Reply::beside(super::run::begin(&options.output), message)
+    }
+
+    /// The error of a request that writes. Some clients look at results only: one that finds no error there takes the
+    /// write for done.
+    fn not_done(options: &Options, message: &str) -> Reply {
         let mut json = super::run::begin(&options.output);
+        super::run::write_error(&mut json, message);
+        Reply::beside(json, message)
+    }
+
+    fn beside(mut json: super::json::Json, message: &str) -> Reply {
         super::run::end(&mut json, &Default::default(), Some(message), Instant::now(), None);
         Reply::Results(json.out.into())
     }
@@ -103,6 +116,19 @@ impl From<Reply> for Served {
 struct Entry {
     writer: Arc<Writer>,
     readers: Arc<Readers>,
+    used: Instant,
+}
+
+impl Entry {
+    /// Whether no request is under way.
+    fn is_unused(&self) -> bool {
+        Arc::strong_count(&self.readers) == 1 && self.writer.is_unused()
+    }
+
+    /// It is no longer in the table.
+    fn end(self) {
+        self.writer.end();
+    }
 }
 
 /// SQL of one node.
@@ -110,6 +136,8 @@ struct Entry {
 pub struct Service {
     runtime: Handle,
     place: Place,
+    /// Connections to a database that nobody asks for are closed after so long.
+    idle: Duration,
     databases: Mutex<HashMap<DbId, Entry>>,
     queues: Queues,
     transactions: Arc<Transactions>,
@@ -125,20 +153,22 @@ impl Service {
             stats: Arc::default(),
         };
         let (runtime, databases) = (Handle::current(), Mutex::default());
+        let idle = node.config().keep.idle.min(IDLE);
         let service = Arc::new(Service {
             runtime,
             place,
+            idle,
             databases,
             queues: Queues::default(),
             transactions: Arc::default(),
         });
         let weak = Arc::downgrade(&service);
+        let pause = idle.min(Duration::from_secs(10));
         tokio::spawn(async move {
             loop {
-                tokio::time::sleep(Duration::from_secs(10)).await;
+                tokio::time::sleep(pause).await;
                 let Some(service) = weak.upgrade() else { return };
-                let all: Vec<_> = service.databases().values().cloned().collect();
-                let _ = tokio::task::spawn_blocking(move || all.iter().for_each(|e| e.readers.tidy())).await;
+                let _ = tokio::task::spawn_blocking(move || service.tidy()).await;
             }
         });
         Ok(service)
@@ -163,14 +193,42 @@ impl Service {
         self.databases().iter().map(|(id, entry)| (*id, entry.writer.waiting())).collect()
     }
 
+    /// Closes what has not been used for a while. Blocks.
+    fn tidy(&self) {
+        let unused: Vec<_> = {
+            let mut databases = self.databases();
+            let old = |_: &DbId, entry: &mut Entry| entry.used.elapsed() > self.idle && entry.is_unused();
+            databases.extract_if(old).map(|(_, entry)| entry).collect()
+        };
+        unused.into_iter().for_each(Entry::end);
+        let all: Vec<_> = self.databases().values().map(|entry| entry.readers.clone()).collect();
+        all.iter().for_each(|readers| readers.tidy());
+    }
+
+    /// Makes room for another database among so many: that which was not used for longest goes, if nobody uses it.
+    fn make_room(&self, databases: &mut HashMap<DbId, Entry>, most: usize) {
+        if databases.len() < most {
+            return;
+        }
+        let unused = databases.iter().filter(|(_, entry)| entry.is_unused());
+        let oldest = unused.min_by_key(|(_, entry)| entry.used).map(|(id, _)| *id);
+        if let Some(entry) = oldest.and_then(|id| databases.remove(&id)) {
+            // Closing connections takes its time.
+            self.runtime.spawn_blocking(move || entry.end());
+        }
+    }
+
     fn entry(&self, node: &Node, database: &Arc<Database>) -> Entry {
         let mut databases = self.databases();
-        if let Some(entry) = databases.get(&database.id) {
+        if let Some(entry) = databases.get_mut(&database.id) {
+            entry.used = Instant::now();
             return entry.clone();
         }
         // Those that were dropped meanwhile.
-        databases.retain(|id, _| node.registry().get(*id).is_some());
+        databases.retain(|id, _| node.registry().contains(*id));
+        self.make_room(&mut databases, node.config().keep.most);
         let entry = Entry {
+            used: Instant::now(),
             writer: Writer::new(database.clone(), self.place.clone()),
             readers: Readers::new(database.clone(), self.place.foreign_keys),
         };
@@ -304,7 +362,7 @@ impl Service {
                         }
                         Err(Sent::Perhaps(reason)) => {
                             let unknown = WriteError::Unknown(format!("leader (node {id}): {reason}"));
-                            return Reply::in_band(options, &unknown.to_string()).into();
+                            return Reply::not_done(options, &unknown.to_string()).into();
                         }
                     },
                     None if began.elapsed() > ELECTION => return Reply::unavailable(why).into(),
@@ -381,7 +439,7 @@ impl Service {
                 WriteError::NotLeader(why) => return WriteHere::NotLeader(why),
                 WriteError::Overloaded => Reply::unavailable(message),
                 WriteError::TimedOut(_) => Reply::Failed { status: 408, message, retry: true },
-                WriteError::Refused(_) | WriteError::Unknown(_) => Reply::in_band(options, &message),
+                WriteError::Refused(_) | WriteError::Unknown(_) => Reply::not_done(options, &message),
             })
         })
     }

@@ -83,6 +83,8 @@ struct Queue {
     is_running: bool,
     /// The thread waits for a request.
     is_waiting: bool,
+    /// No more requests will come.
+    is_over: bool,
 }
 
 /// What a writer needs to know of its node.
@@ -115,6 +117,19 @@ impl Writer {
 
     fn queue(&self) -> MutexGuard<'_, Queue> {
         self.queue.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Whether nobody but the caller and its idle thread has a reference to it.
+    pub fn is_unused(self: &Arc<Self>) -> bool {
+        let queue = self.queue();
+        let is_idle = queue.jobs.is_empty() && (queue.is_waiting || !queue.is_running);
+        is_idle && Arc::strong_count(self) == 1 + usize::from(queue.is_running)
+    }
+
+    /// Nobody will submit anything any more: its thread, if there is one, closes its connection and ends.
+    pub fn end(&self) {
+        self.queue().is_over = true;
+        self.arrived.notify_one();
     }
 
     /// Requests that wait.
@@ -192,6 +207,10 @@ impl Writer {
         self.gather(answered);
         let mut queue = self.queue();
         while queue.jobs.is_empty() {
+            if queue.is_over {
+                queue.is_running = false;
+                return None;
+            }
             queue.is_waiting = true;
             let (guard, waited) =
                 self.arrived.wait_timeout(queue, IDLE).unwrap_or_else(PoisonError::into_inner);

@@ -11,13 +11,13 @@
 //! thread that writes, `open.rs` the way back from disk, `disk.rs` the only way to the disk.
 
 pub(crate) mod disk;
-mod open;
+pub(crate) mod open;
 mod pool;
 pub(crate) mod record;
 mod retention;
 pub(crate) mod segment;
-#[cfg(test)]
-mod simdisk;
+#[cfg(any(test, fuzzing))]
+pub(crate) mod simdisk;
 mod state;
 mod store;
 #[cfg(test)]
@@ -82,6 +82,9 @@ impl Shared {
     /// Whether `bytes` of proposals (those in flight included) fit a log that may be unable to grow.
     pub(crate) fn room_for(&self, bytes: u64) -> Result<(), String> {
         let Some(why) = self.pool.full() else { return Ok(()) };
+        if self.pool.is_waiting() {
+            return Err(why);
+        }
         let room = self.tail.load(Ordering::Relaxed).saturating_sub(self.segment_bytes / RESERVE_DIVISOR);
         if bytes <= room { Ok(()) } else { Err(why) }
     }

@@ -35,6 +35,8 @@ pub(crate) struct LogOptions {
     pub(crate) segment_bytes: u64,
     pub(crate) cache_bytes: usize,
     pub(crate) read_bytes: usize,
+    /// On a full disk appends wait for room, until the log is closed; else they fail.
+    pub(crate) wait_for_room: bool,
 }
 
 /// Opens the log in `dir`, creating it if absent. Blocks on the disk.
@@ -74,7 +76,8 @@ pub(crate) fn open_on(
     let segments: Vec<u64> = names.iter().filter_map(|n| segment::parse_file_name(n)).collect();
     let votes = open_votes(&disk, &names, &segments, options.owner)?;
     let spares = names.into_iter().filter(|n| n.ends_with(".free")).collect();
-    let pool = Pool::new(disk.clone(), options.segment_bytes, spares).map_err(io_of(""))?;
+    let pool = Pool::new(disk.clone(), options.segment_bytes, spares, options.wait_for_room);
+    let pool = pool.map_err(io_of(""))?;
 
     let replay = match segments.as_slice() {
         [] => create_first(&disk, &options)?,
@@ -224,6 +227,9 @@ impl Replay {
     fn record(&mut self, segment: u64, offset: u64, h: &Header) -> Result<(), String> {
         self.committed = self.committed.max(h.committed);
         (self.last_write, self.unmarked) = (h.synced, h.kind != Kind::Mark);
+        if h.kind != Kind::Mark && h.position.index == u64::MAX {
+            return Err("an index that no entry can have, as none could follow it".into());
+        }
         match h.kind {
             Kind::Mark => {}
             Kind::Base => {

@@ -8,8 +8,9 @@
 //!   the remaining sequences are contiguous.
 //! - A file is reused only after its `.free` name is durable, and only if nobody reads it; otherwise it is removed
 //!   (whoever has it open reads on).
-//! - [`Pool::full`] is set from the first failure to prepare a spare until the next success. The log writer fails
-//!   only when it needs a segment while there is none and no purged one is on its way.
+//! - [`Pool::full`] is set from the first failure to prepare a spare until the next success. The log writer waits
+//!   for a segment while the disk is full, until there is room or the log is closed; for any other reason it fails
+//!   when it needs a segment while there is none and no purged one is on its way.
 //!
 //! # Failures
 //! A spare that can't be made (its sync included) is thrown away, as nothing depends on it, and another one is tried
@@ -49,6 +50,10 @@ struct State {
     /// The first retired segment could be neither renamed nor removed.
     stuck: bool,
     full: Option<(io::ErrorKind, String)>,
+    /// Why the writer waits for room, while it does.
+    waiting: Option<String>,
+    /// The log is being closed: nobody waits for room any more.
+    impatient: bool,
     /// Attempts to prepare a spare that failed, ever.
     failures: u64,
     /// A sync of names failed; final.
@@ -74,9 +79,15 @@ pub(crate) struct Pool {
 }
 
 impl Pool {
-    /// A pool that starts with the given spare files (those of another size are removed).
-    pub(crate) fn new(disk: Arc<dyn Disk>, segment_bytes: u64, found: Vec<String>) -> io::Result<Self> {
-        let mut state = State::default();
+    /// A pool that starts with the given spare files (those of another size are removed). Where `wait_for_room` isn't
+    /// set, a full disk fails the writer at once.
+    pub(crate) fn new(
+        disk: Arc<dyn Disk>,
+        segment_bytes: u64,
+        found: Vec<String>,
+        wait_for_room: bool,
+    ) -> io::Result<Self> {
+        let mut state = State { impatient: !wait_for_room, ..State::default() };
         for name in found {
             let number = name.strip_suffix(".free").and_then(|n| n.parse::<u64>().ok()).unwrap_or(0);
             state.next_name = state.next_name.max(number + 1);
@@ -97,7 +108,19 @@ impl Pool {
     /// Why no spare can be prepared, while that is so.
     pub(crate) fn full(&self) -> Option<String> {
         let s = self.lock();
-        if s.spares.is_empty() { s.full.as_ref().map(|(_, why)| why.clone()) } else { None }
+        let full = s.full.as_ref().filter(|_| s.spares.is_empty()).map(|(_, why)| why.clone());
+        s.waiting.clone().or(full)
+    }
+
+    /// Whether the writer waits for room: nothing that is queued gets to the disk.
+    pub(crate) fn is_waiting(&self) -> bool {
+        self.lock().waiting.is_some()
+    }
+
+    /// From now on nobody waits for room.
+    pub(crate) fn hurry(&self) {
+        self.lock().impatient = true;
+        self.wake.notify_all();
     }
 
     /// Why the log can't go on, if names could not be made durable.
@@ -119,19 +142,51 @@ impl Pool {
     }
 
     /// Takes a spare of at least `bytes`. One that exceeds the usual size is made on the spot. Waits for the preparer
-    /// if need be; fails at once when that has failed.
+    /// if need be, and for room on a full disk; fails at once when the preparer has failed for another reason.
     pub(crate) fn take(&self, bytes: u64) -> io::Result<Spare> {
-        let mut s = self.lock();
-        if bytes > self.segment_bytes {
+        let taken = if bytes > self.segment_bytes { self.make(bytes) } else { self.take_prepared() };
+        if self.lock().waiting.take().is_some() {
+            tracing::info!(ok = taken.is_ok(), "the log waits for room no longer");
+        }
+        taken
+    }
+
+    /// Takes note that the writer waits for room, if it may wait: false if it may not.
+    fn may_wait(s: &mut State, kind: io::ErrorKind, why: &str) -> bool {
+        if kind != io::ErrorKind::StorageFull || s.impatient {
+            return false;
+        }
+        if s.waiting.is_none() {
+            tracing::error!("the disk is full ({why}): the log waits for room, and takes nothing until then");
+            s.waiting = Some(why.to_owned());
+        }
+        true
+    }
+
+    fn make(&self, bytes: u64) -> io::Result<Spare> {
+        let bytes = bytes.next_multiple_of(segment::DATA_START);
+        loop {
+            let mut s = self.lock();
             s.next_name += 1;
             let name = format!("{:016}.free", s.next_name);
             drop(s);
-            let bytes = bytes.next_multiple_of(segment::DATA_START);
-            let file = self.disk.create(&name, bytes)?;
-            return Ok(Spare { name, file, bytes });
+            let error = match self.disk.create(&name, bytes) {
+                Ok(file) => return Ok(Spare { name, file, bytes }),
+                Err(error) => error,
+            };
+            let mut s = self.lock();
+            if !Self::may_wait(&mut s, error.kind(), &error.to_string()) {
+                return Err(error);
+            }
+            // Woken early by a retired segment or by close.
+            drop(self.wake.wait_timeout(s, RETRY).unwrap_or_else(|e| e.into_inner()));
         }
-        let failures = s.failures;
-        let deadline = std::time::Instant::now() + TAKE_TIMEOUT;
+    }
+
+    fn take_prepared(&self) -> io::Result<Spare> {
+        let mut s = self.lock();
+        let mut failures = s.failures;
+        let mut deadline = std::time::Instant::now() + TAKE_TIMEOUT;
         loop {
             if let Some(spare) = s.spares.pop() {
                 self.wake.notify_all();
@@ -141,8 +196,12 @@ impl Pool {
                 return Err(io::Error::other(why.clone()));
             }
             let coming = s.recycling || !(s.retired.is_empty() || s.stuck);
-            if !coming && let Some((kind, why)) = &s.full {
-                return Err(io::Error::new(*kind, why.clone()));
+            if !coming && let Some((kind, why)) = s.full.clone() {
+                if !Self::may_wait(&mut s, kind, &why) {
+                    return Err(io::Error::new(kind, why));
+                }
+                failures = s.failures;
+                deadline = std::time::Instant::now() + TAKE_TIMEOUT;
             }
             if !coming && s.failures > failures {
                 return Err(io::Error::other("a log segment could not be prepared"));

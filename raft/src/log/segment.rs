@@ -74,6 +74,19 @@ impl Fault {
         Fault { offset, reason: reason.into(), foreign: false }
     }
 
+    /// Another version of a file; its number stands at offset 8.
+    pub(crate) fn version(what: &str, found: u32, reads: u32) -> Self {
+        let way_out = if found > reads {
+            "a newer Quire wrote it; run that version or a later one"
+        } else {
+            "an older Quire wrote it; run that version, or remove this node from the cluster and let the machine join \
+             again under a new id"
+        };
+        let reason =
+            format!("the {what} has version {found}, this build of Quire reads version {reads}: {way_out}");
+        Fault::foreign(8, reason)
+    }
+
     pub(crate) fn foreign(offset: u64, reason: impl Into<String>) -> Self {
         Fault { offset, reason: reason.into(), foreign: true }
     }
@@ -133,7 +146,7 @@ impl SegmentHeader {
         }
         let version = u32::from_le_bytes([b[8], b[9], b[10], b[11]]);
         if version != VERSION {
-            return Err(Fault::foreign(8, format!("segment version {version}; this build reads {VERSION}")));
+            return Err(Fault::version("segment", version, VERSION));
         }
         if u32::from_le_bytes([b[12], b[13], b[14], b[15]]) != header_crc(b) {
             return Err(Fault::damaged(12, "segment header checksum mismatch"));

@@ -10,6 +10,8 @@
 //! A failed sync is as on Linux: what it was to write is no longer dirty, so that no later sync writes it, while reads
 //! still show it ([`SimDisk::fail`] with `lost`). Whoever trusts what he reads then is shown by the next crash.
 
+#![allow(clippy::unwrap_used, reason = "only tests and fuzz targets have it")]
+
 use std::collections::BTreeMap;
 use std::io;
 use std::path::PathBuf;

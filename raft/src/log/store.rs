@@ -61,6 +61,12 @@ impl LogStore {
         self.shared.room_for(bytes)
     }
 
+    /// Whether the writer waits for room on a full disk.
+    #[cfg(test)]
+    pub(crate) fn is_waiting(&self) -> bool {
+        self.shared.pool.is_waiting()
+    }
+
     /// Bytes a command takes in the log.
     pub(crate) fn record_bytes(command: usize) -> u64 {
         record::size(command) as u64
@@ -119,6 +125,7 @@ impl LogStore {
     /// Writes out what is queued, ends the threads and releases the directory.
     pub(crate) async fn close(&self, deadline: Duration) -> bool {
         let _ = self.queue.send(Op::Close);
+        self.shared.pool.hurry();
         let mut closed = self.shared.closed.subscribe();
         tokio::time::timeout(deadline, closed.wait_for(|c| *c)).await.is_ok_and(|r| r.is_ok())
     }

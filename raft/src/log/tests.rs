@@ -34,7 +34,13 @@ const OWNER: Owner = Owner { cluster: [3; 16], node: 1 };
 const SEGMENT: u64 = 64 << 10;
 
 fn options() -> LogOptions {
-    LogOptions { owner: OWNER, segment_bytes: SEGMENT, cache_bytes: 20_000, read_bytes: 30_000 }
+    LogOptions {
+        owner: OWNER,
+        segment_bytes: SEGMENT,
+        cache_bytes: 20_000,
+        read_bytes: 30_000,
+        wait_for_room: false,
+    }
 }
 
 fn open(disk: &SimDisk) -> Result<LogStore, LogError> {

@@ -86,7 +86,7 @@ pub(crate) fn decode(bytes: &[u8], owner: Option<&Owner>) -> Result<Slot, Fault>
         return Err(Fault::damaged(12, "vote slot checksum mismatch"));
     }
     if version != VERSION {
-        return Err(Fault::foreign(8, format!("vote file version {version}; this build reads {VERSION}")));
+        return Err(Fault::version("vote file", version, VERSION));
     }
     if let Some(owner) = owner {
         if b[16..32] != owner.cluster {
@@ -143,10 +143,13 @@ impl VoteFile {
         }
         let mut slots = [None, None];
         let mut faults = Vec::new();
+        let mut versions = [None; 2];
         for (i, slot) in slots.iter_mut().enumerate() {
             let at = i as u64 * SLOT_STRIDE;
             let mut buf = [0; SLOT_BYTES];
             file.read_at(&mut buf, at)?;
+            versions[i] =
+                (buf[0..8] == MAGIC).then(|| u32::from_le_bytes([buf[8], buf[9], buf[10], buf[11]]));
             match decode(&buf, Some(&owner)) {
                 Ok(s) => *slot = Some(s),
                 Err(mut f) => {
@@ -159,6 +162,13 @@ impl VoteFile {
             }
         }
         let Some(slot) = slots.iter().flatten().max_by_key(|s| s.sequence).copied() else {
+            // A newer version may have its checksum elsewhere: it is one if both slots say so.
+            if let [Some(a), Some(b)] = versions
+                && a == b
+                && a != VERSION
+            {
+                return Err(VoteError::Fault(Fault::version("vote file", a, VERSION)));
+            }
             let fault = faults.into_iter().next();
             let fault = fault.unwrap_or_else(|| Fault::damaged(0, "no vote slot"));
             return Err(VoteError::Fault(Fault {

@@ -11,9 +11,10 @@
 //! - The segment with the latest purge record is never retired.
 //! - After any failure nothing is written or acknowledged again: every completion gets the error.
 //!
-//! On a full disk the append fails with [`std::io::ErrorKind::StorageFull`] and the node stops, having acknowledged
-//! nothing of it. A leader rarely gets there, as proposals are refused earlier ([`Shared::room_for`]). A follower
-//! can't refuse its leader: it stops, with that error as the reason, and may be started again once there is room.
+//! On a full disk the writer waits until there is room for a segment; what it was given meanwhile, votes included, is
+//! not acknowledged before. A leader rarely gets there, as proposals are refused earlier ([`Shared::room_for`]). A
+//! follower can't refuse its leader: the others are a majority without it, and it goes on where it was. Where the log is
+//! closed first, or may not wait, the append fails with [`std::io::ErrorKind::StorageFull`].
 
 use std::io;
 use std::sync::Arc;

@@ -36,7 +36,7 @@ use openraft::raft::{
 };
 
 use crate::encode::{self, Malformed, Reader, put_opt_position, put_position, put_vote};
-use crate::types::{C, Command, Entry, LogId, log_id, position};
+use crate::types::{C, Command, Entry, LogId, Snapshot, SnapshotMeta, Vote, log_id, position};
 use crate::{LogPosition, NodeId};
 
 /// Bytes of a hello.
@@ -147,7 +147,9 @@ pub(crate) fn read_append(body: Bytes) -> Result<AppendEntriesRequest<C>, Malfor
     let leader_commit = get_opt(&mut r)?;
     let n = r.count(MAX_ENTRIES)?;
     let mut entries = Vec::with_capacity(n.min(256) as usize);
-    let mut expect = prev_log_id.as_ref().map(|p| p.index() + 1);
+    let nothing_follows = Malformed("append: nothing can follow the previous entry");
+    let follows = |p: &LogId| p.index().checked_add(1).ok_or(nothing_follows);
+    let mut expect = prev_log_id.as_ref().map(follows).transpose()?;
     for _ in 0..n {
         let at = r.position()?;
         if expect.is_some_and(|i| i != at.index) || at.index == u64::MAX {
@@ -306,4 +308,45 @@ pub(crate) fn read_transfer_answer(body: Bytes) -> Result<Option<TransferLeaderR
     };
     r.end()?;
     Ok(Some(answer))
+}
+
+/// The chunks of a snapshot offer.
+pub(crate) fn offer(vote: &Vote, snapshot: &Snapshot) -> Vec<Bytes> {
+    let mut b = BytesMut::with_capacity(512);
+    let last = snapshot.meta.last_log_id.as_ref().map(position);
+    let stored = &snapshot.meta.last_membership;
+    let membership = encode::membership(stored.log_id().as_ref().map(position), stored.membership());
+    put_vote(&mut b, vote);
+    put_opt_position(&mut b, last.as_ref());
+    b.put_u32_le(membership.len() as u32);
+    b.put_slice(&membership);
+    vec![b.freeze(), snapshot.snapshot.clone()]
+}
+
+pub(crate) fn read_offer(body: Bytes) -> Result<(Vote, Snapshot), Malformed> {
+    let mut r = Reader::new(body, "snapshot offer");
+    let vote = r.vote()?;
+    let last_log_id = r.opt_position()?.map(log_id);
+    let len = r.u32()? as usize;
+    let last_membership = encode::read_membership(r.bytes(len)?)?;
+    Ok((vote, Snapshot { meta: SnapshotMeta { last_log_id, last_membership }, snapshot: r.rest() }))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Found by fuzzing: the index after the previous entry's overflowed.
+    #[test]
+    fn an_append_after_the_last_index_there_is_is_malformed() {
+        let append = |index| {
+            let prev_log_id = Some(log_id(LogPosition { term: 1, leader: 2, index }));
+            let vote = Vote::new_committed(1, 2);
+            let request =
+                AppendEntriesRequest { vote, prev_log_id, leader_commit: None, entries: Vec::new() };
+            read_append(super::append(&request).concat().into())
+        };
+        assert!(append(u64::MAX).is_err());
+        assert!(append(u64::MAX - 1).is_ok());
+    }
 }

@@ -1,7 +1,9 @@
 //! Length-prefixed frames on a QUIC stream.
 
-use bytes::{Buf, Bytes, BytesMut};
+use bytes::Bytes;
 use quinn::{RecvStream, SendStream};
+
+use super::buffer::{Buffer, EAGER};
 
 /// A frame or stream broke the rules, or the stream ended.
 #[derive(Debug, thiserror::Error)]
@@ -20,46 +22,40 @@ impl From<crate::encode::Malformed> for FrameError {
     }
 }
 
-/// Bytes that memory is taken for before the first of them has come.
-const EAGER: usize = 1 << 20;
-
 /// Reads frames. All methods may be cancelled and called again without losing anything.
 pub(crate) struct FrameReader {
     stream: RecvStream,
-    buf: BytesMut,
+    buffer: Buffer,
 }
 
 impl FrameReader {
     pub(crate) fn new(stream: RecvStream) -> Self {
-        FrameReader { stream, buf: BytesMut::new() }
+        FrameReader { stream, buffer: Buffer::default() }
     }
 
     /// Makes sure that `n` bytes are buffered; false if the stream ended before the first of them.
     async fn fill(&mut self, n: usize) -> Result<bool, FrameError> {
-        while self.buf.len() < n {
-            let missing = n - self.buf.len();
+        loop {
+            let missing = self.buffer.missing(n);
+            if missing == 0 {
+                return Ok(true);
+            }
             match self.stream.read_chunk(missing.max(EAGER), true).await {
-                Ok(Some(chunk)) => {
-                    // One copy, into the buffer that the frame is then cut from.
-                    self.buf.reserve(missing.min(EAGER.max(self.buf.len())).max(chunk.bytes.len()));
-                    self.buf.extend_from_slice(&chunk.bytes);
-                }
-                Ok(None) if self.buf.is_empty() => return Ok(false),
+                Ok(Some(chunk)) => self.buffer.push(&chunk.bytes, missing),
+                Ok(None) if self.buffer.is_empty() => return Ok(false),
                 Ok(None) => return Err(FrameError::Gone("stream ended within a frame".into())),
                 Err(e) => return Err(FrameError::Gone(e.to_string())),
             }
         }
-        Ok(true)
     }
 
     /// A fixed number of bytes, as at the start of a stream.
     pub(crate) async fn take<const N: usize>(&mut self) -> Result<[u8; N], FrameError> {
+        let ended = || FrameError::Gone("stream ended".into());
         if !self.fill(N).await? {
-            return Err(FrameError::Gone("stream ended".into()));
+            return Err(ended());
         }
-        let head = self.buf.first_chunk::<N>().copied();
-        self.buf.advance(N);
-        head.ok_or_else(|| FrameError::Gone("stream ended".into()))
+        self.buffer.take().ok_or_else(ended)
     }
 
     /// Length of the next frame, without consuming it; `None` at the end of the stream.
@@ -67,21 +63,14 @@ impl FrameReader {
         if !self.fill(4).await? {
             return Ok(None);
         }
-        let mut len = [0; 4];
-        len.copy_from_slice(&self.buf[..4]);
-        let len = u32::from_le_bytes(len) as usize;
-        if len > max {
-            return Err(FrameError::Malformed(format!("frame of {len} bytes exceeds the limit of {max}")));
-        }
-        Ok(Some(len))
+        self.buffer.length(max).map_err(FrameError::Malformed)
     }
 
     /// The next frame; `None` at the end of the stream.
     pub(crate) async fn next(&mut self, max: usize) -> Result<Option<Bytes>, FrameError> {
         let Some(len) = self.length(max).await? else { return Ok(None) };
         self.fill(4 + len).await?;
-        self.buf.advance(4);
-        Ok(Some(self.buf.split_to(len).freeze()))
+        self.buffer.frame(max).map_err(FrameError::Malformed)
     }
 
     /// The next frame, which must be there.

@@ -212,7 +212,7 @@ impl Link {
             let connecting = endpoint.connect(addr, &self.server_name).map_err(|e| e.to_string())?;
             match connecting.await {
                 Ok(c) => return Ok(c),
-                Err(e) => error = e.to_string(),
+                Err(e) => error = tls::why(&e),
             }
         }
         Err(error)

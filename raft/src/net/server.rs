@@ -87,7 +87,7 @@ impl Server {
         let addr = incoming.remote_address();
         let connection = match tokio::time::timeout(HANDSHAKE, incoming).await {
             Ok(Ok(c)) => c,
-            Ok(Err(e)) => return tracing::warn!(%addr, error = %e, "connection refused"),
+            Ok(Err(e)) => return tracing::warn!(%addr, error = tls::why(&e), "connection refused"),
             Err(_) => return tracing::warn!(%addr, "connection refused: no handshake in time"),
         };
         let Some(peer) = peer_id(&connection) else {

@@ -11,13 +11,13 @@ use openraft::network::RPCTypes;
 use openraft::raft::SnapshotResponse;
 use quinn::SendStream;
 
-use super::codec::StreamKind;
+use super::codec::{StreamKind, offer, read_offer};
 use super::frame::{self, FrameError, FrameReader};
 use super::link::Link;
 use super::server::{Server, gone, speaks_for, within};
 use crate::NodeId;
-use crate::encode::{self, Malformed, Reader, put_opt_position, put_vote};
-use crate::types::{C, Snapshot, SnapshotMeta, Vote, log_id, position};
+use crate::encode::{Malformed, Reader, put_vote};
+use crate::types::{C, Snapshot, Vote};
 
 /// Longest offer: what describes a state, in bytes.
 const OFFER_BYTES: usize = 64 << 20;
@@ -29,27 +29,6 @@ const PROGRESS: Duration = Duration::from_secs(1);
 const STALL: Duration = Duration::from_secs(30);
 /// For the offer to be received.
 const TRANSFER: Duration = Duration::from_secs(60);
-
-fn offer(vote: &Vote, snapshot: &Snapshot) -> Vec<Bytes> {
-    let mut b = BytesMut::with_capacity(512);
-    let last = snapshot.meta.last_log_id.as_ref().map(position);
-    let stored = &snapshot.meta.last_membership;
-    let membership = encode::membership(stored.log_id().as_ref().map(position), stored.membership());
-    put_vote(&mut b, vote);
-    put_opt_position(&mut b, last.as_ref());
-    b.put_u32_le(membership.len() as u32);
-    b.put_slice(&membership);
-    vec![b.freeze(), snapshot.snapshot.clone()]
-}
-
-fn read_offer(body: Bytes) -> Result<(Vote, Snapshot), Malformed> {
-    let mut r = Reader::new(body, "snapshot offer");
-    let vote = r.vote()?;
-    let last_log_id = r.opt_position()?.map(log_id);
-    let len = r.u32()? as usize;
-    let last_membership = encode::read_membership(r.bytes(len)?)?;
-    Ok((vote, Snapshot { meta: SnapshotMeta { last_log_id, last_membership }, snapshot: r.rest() }))
-}
 
 /// Offers a snapshot to a member, and waits until it is installed there.
 pub(crate) async fn send(
@@ -146,6 +125,7 @@ pub(crate) async fn receive(
 mod tests {
     use super::*;
     use crate::LogPosition;
+    use crate::types::{SnapshotMeta, log_id};
     use proptest::prelude::*;
 
     #[test]

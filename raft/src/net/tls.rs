@@ -100,6 +100,26 @@ impl Tls {
     }
 }
 
+/// TLS: the peers have no protocol in common.
+const NO_APPLICATION_PROTOCOL: u8 = 120;
+
+/// Why there is no connection.
+pub(crate) fn why(error: &quinn::ConnectionError) -> String {
+    let versions = quinn::TransportErrorCode::crypto(NO_APPLICATION_PROTOCOL);
+    let code = match error {
+        quinn::ConnectionError::ConnectionClosed(close) => Some(close.error_code),
+        quinn::ConnectionError::TransportError(error) => Some(error.code),
+        _ => None,
+    };
+    if code == Some(versions) {
+        let ours = String::from_utf8_lossy(ALPN);
+        return format!(
+            "one of the two doesn't speak {ours}: run the same version of Quire on all nodes ({error})"
+        );
+    }
+    error.to_string()
+}
+
 /// The node id in a verified peer certificate.
 pub(crate) fn node_id_of(cert: &CertificateDer<'_>) -> Option<NodeId> {
     let cert = webpki::EndEntityCert::try_from(cert).ok()?;

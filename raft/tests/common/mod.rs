@@ -4,6 +4,7 @@
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
@@ -109,8 +110,12 @@ impl Machine {
 /// Answers with the sender's id and the reversed body.
 pub struct Echo;
 
+/// Requests that came as far as a handler.
+pub static HANDLED: AtomicU64 = AtomicU64::new(0);
+
 impl RequestHandler for Echo {
     fn handle(&self, from: NodeId, request: Bytes) -> BoxFuture<'static, Bytes> {
+        HANDLED.fetch_add(1, Ordering::Relaxed);
         Box::pin(async move {
             let mut answer = from.to_le_bytes().to_vec();
             answer.extend(request.iter().rev());

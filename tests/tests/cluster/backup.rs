@@ -503,6 +503,40 @@ fn bad_inputs(leader: &str, dir: &Path) {
         let (found, body) = http(leader, method, path, "");
         assert!(found == code && body.contains(said), "{method} {path}: {found} {body}");
     }
+    // What fails creates nothing either.
+    for (name, bytes) in [
+        ("new-script", b"CREATE TABLE t(a); INSERT INTO none VALUES (1);".as_slice()),
+        ("new-file", &whole[..700]),
+    ] {
+        let path = file("bad", bytes);
+        quire_fails(&["db", "import", text(&path), "--db", name, "--http-addr", leader]);
+        let (code, said) = http(leader, "GET", &format!("/db/backup?db={name}"), "");
+        assert!(code == 404 && said.contains("there is no database"), "{name}: {code} {said}");
+    }
+    // A client that stops sending keeps no place: more of them than there are.
+    let stalled: Vec<_> = (0..6)
+        .map(|n| {
+            let mut stream = TcpStream::connect(leader).unwrap();
+            let path =
+                if n % 2 == 0 { "/db/load?db=form0&idle=300ms" } else { "/db/load?db=new-idle&idle=300ms" };
+            write!(
+                stream,
+                "POST {path} HTTP/1.1\r\nHost: q\r\nConnection: close\r\nContent-Length: 1000\r\n\r\nCREATE"
+            )
+            .unwrap();
+            stream
+        })
+        .collect();
+    let mut given_up = 0;
+    for mut stream in stalled {
+        let mut answer = String::new();
+        std::io::Read::read_to_string(&mut stream, &mut answer).unwrap();
+        let late = answer.contains(" 408 ") && answer.contains("the upload was not completed");
+        assert!(late || answer.contains("too many loads"), "{answer}");
+        given_up += u32::from(late);
+    }
+    assert!(given_up >= 4, "{given_up}");
+    assert_eq!(http(leader, "POST", "/db/load?db=form0", "SELECT 1").0, 200, "all places are free");
     // More than any disk has.
     let mut stream = TcpStream::connect(leader).unwrap();
     let head = "POST /db/load?db=form0 HTTP/1.1\r\nHost: q\r\nConnection: close\r\nContent-Length: 1000000000000000\r\n";

@@ -2,7 +2,8 @@
 //! has committed, undoes nothing that it hasn't, and lets the next writer in.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "tests")]
 
-use nix::sys::signal::Signal;
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
 use quire_tests::crash::{App, PATIENCE, Rng, Scene, have_app, was_killed};
 use quire_tests::step;
 use std::time::Duration;
@@ -30,6 +31,7 @@ fn apps_that_die_or_pause() {
     step("paused in a transaction", || paused(&scene, &mut watcher));
     step("paused, then killed", || paused_then_killed(&scene, &mut watcher));
     step("forks", || forks(&scene, &mut watcher));
+    step("a child outlives it", || outlived(&scene, &mut watcher));
     step("closes in a transaction", || closes(&scene, &mut watcher));
     watcher.quit();
 }
@@ -137,6 +139,31 @@ fn forks(scene: &Scene, watcher: &mut App) {
     scene.must_write(&mut app);
     goes_on(scene, watcher);
     app.quit();
+    scene.check();
+}
+
+/// A child that was forked in the middle of a transaction keeps nothing of it, whether its parent commits or dies.
+fn outlived(scene: &Scene, watcher: &mut App) {
+    for commits in [true, false] {
+        let mut app = scene.app(scene.leader());
+        scene.must_write(&mut app);
+        let held = scene.number();
+        app.ask(&format!("hold {held}"), &["held"]);
+        let child = app.ask("beget", &["child"]);
+        let child = Pid::from_raw(child.split(' ').nth(1).unwrap().parse().unwrap());
+        if commits {
+            let verdict = app.ask("commit", &["ack", "busy", "refused", "unknown"]);
+            assert!(verdict.starts_with("ack "), "{verdict}");
+            app.ask(&format!("hold {}", scene.number()), &["held"]);
+        } else {
+            scene.said().refused.insert(held);
+        }
+        app.kill();
+        kill(child, None).expect("the child is alive");
+        goes_on(scene, watcher);
+        goes_on(scene, watcher);
+        kill(child, Signal::SIGKILL).unwrap();
+    }
     scene.check();
 }
 

@@ -3,7 +3,7 @@
 
 use nix::sys::signal::Signal;
 use quire_tests::crash::{App, DATABASE, PATIENCE, Rng, Scene, have_app, was_killed};
-use quire_tests::step;
+use quire_tests::{is_long, step};
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
@@ -37,7 +37,8 @@ fn random_nodes_are_killed_under_load() {
     for app in &mut apps {
         scene.load(app);
     }
-    for round in 0..30 {
+    let rounds = if is_long("QUIRE_STORAGE") { 200 } else { 30 };
+    for round in 0..rounds {
         let id = rng.below(3) + 1;
         scene.test.cluster.kill(id).unwrap();
         // What happens meanwhile is left to chance; nothing is waited for.

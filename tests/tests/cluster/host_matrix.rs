@@ -3,46 +3,21 @@
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
-use quire_tests::TestCluster;
 use quire_tests::hosts::{PATIENCE, stock};
-use quire_tests::matrix::{MatrixHost, build_all};
+use quire_tests::matrix::{MatrixHost, all_said, build_hosts, until};
 use quire_tests::replicas::{assert_identical, database};
-use std::collections::BTreeMap;
-use std::sync::mpsc::{Receiver, channel};
+use quire_tests::{TestCluster, programs};
+use std::sync::mpsc::channel;
 use std::time::Instant;
 
 /// Numbers that are written before the leader dies, and in all.
 const FIRST: u64 = 8;
 const LAST: u64 = 40;
 
-type Line = (&'static str, Option<String>);
-
-/// Takes lines until each host has printed the one that it is to print, and returns all, by host.
-fn until(
-    hosts: &[MatrixHost],
-    lines: &Receiver<Line>,
-    what: &str,
-    mut is_enough: impl FnMut(&BTreeMap<&'static str, Vec<String>>) -> bool,
-) -> BTreeMap<&'static str, Vec<String>> {
-    let deadline = Instant::now() + 2 * PATIENCE;
-    let mut found: BTreeMap<_, Vec<String>> = hosts.iter().map(|host| (host.name, vec![])).collect();
-    while !is_enough(&found) {
-        match lines.recv_timeout(deadline.saturating_duration_since(Instant::now())) {
-            Ok((name, Some(line))) => found.get_mut(name).unwrap().push(line),
-            Ok((name, None)) => {
-                let host = hosts.iter().find(|host| host.name == name).unwrap();
-                panic!("{name} ended while it was to {what}: {}", host.errors());
-            }
-            Err(why) => panic!("waiting for {what}: {why}: {found:#?}"),
-        }
-    }
-    found
-}
-
 #[test]
 fn every_host_writes_and_reads_on_every_node_while_a_leader_dies() {
     let began = Instant::now();
-    let built = build_all();
+    let built = build_hosts();
     println!("{} hosts built in {:.0?}", built.len(), began.elapsed());
     if built.is_empty() {
         return;
@@ -56,20 +31,16 @@ fn every_host_writes_and_reads_on_every_node_while_a_leader_dies() {
     let (tx, lines) = channel();
     let mut hosts: Vec<_> = built
         .into_iter()
-        .map(|(name, command)| {
-            let databases: Vec<_> = (1..=3).map(|node| database(&test, node, name)).collect();
+        .map(|(name, mut command)| {
+            command.arg(&programs().extension).args((1..=3).map(|node| database(&test, node, name)));
+            command.env_remove("QUIRE_SOCKET").env_remove("QUIRE_DEFAULT_VFS").env_remove("QUIRE_FAULT");
             let errors = test.dir.path().join(format!("{name}.errors"));
-            MatrixHost::start(name, command, &databases, &errors, tx.clone())
+            MatrixHost::start(name, command, &errors, tx.clone())
         })
         .collect();
 
-    let all_wrote = |n: u64| {
-        move |found: &BTreeMap<_, Vec<String>>| {
-            found.values().all(|lines: &Vec<String>| lines.last() == Some(&format!("wrote {n}")))
-        }
-    };
     hosts.iter_mut().for_each(|host| host.tell(&format!("write 1 {FIRST}")));
-    until(&hosts, &lines, "write", all_wrote(FIRST));
+    until(&hosts, &lines, "write", all_said(format!("wrote {FIRST}")));
     let leader = test.cluster.wait_leader(PATIENCE).unwrap();
     hosts.iter_mut().for_each(|host| host.tell(&format!("write {} {LAST}", FIRST + 1)));
     let before = until(&hosts, &lines, "write", |found| found.values().any(|lines| lines.len() >= 5));
@@ -90,9 +61,7 @@ fn every_host_writes_and_reads_on_every_node_while_a_leader_dies() {
         })
         .unwrap();
     hosts.iter_mut().for_each(|host| host.tell("read"));
-    let read = until(&hosts, &lines, "read", |found| {
-        found.values().all(|lines| lines.last().is_some_and(|line| line == "done"))
-    });
+    let read = until(&hosts, &lines, "read", all_said("done".into()));
     let sum = LAST * (LAST + 1) / 2;
     let expected: Vec<_> = (0..3).map(|node| format!("node {node} {LAST} {sum}")).collect();
     for (name, lines) in &read {

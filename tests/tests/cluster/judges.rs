@@ -9,6 +9,7 @@ use quire_tests::programs;
 use quire_tests::replicas::{assert_identical, database, steady};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
+use std::sync::OnceLock;
 
 /// The programs, built from the distribution's source of SQLite, once.
 struct Judges {
@@ -17,28 +18,46 @@ struct Judges {
     scripts: PathBuf,
 }
 
-fn step(command: &mut Command) -> Result<(), String> {
+pub(crate) fn step(command: &mut Command) -> Result<(), String> {
     let output = command.stdin(Stdio::null()).output().map_err(|error| format!("{command:?}: {error}"))?;
     let said = String::from_utf8_lossy(&output.stderr);
     if output.status.success() { Ok(()) } else { Err(format!("{command:?}: {}\n{said}", output.status)) }
 }
 
+/// Where this directory's own part of the judges is.
+pub(crate) fn here() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("judges")
+}
+
+/// Where the judges are built.
+pub(crate) fn place() -> PathBuf {
+    programs().extension.parent().and_then(Path::parent).unwrap().join("judges")
+}
+
+/// SQLite's source tree, fetched once.
+pub(crate) fn source() -> Result<PathBuf, String> {
+    static SOURCE: OnceLock<Result<PathBuf, String>> = OnceLock::new();
+    let fetch = || {
+        let place = place();
+        std::fs::create_dir_all(&place).map_err(|error| error.to_string())?;
+        let source = place.join("source");
+        if !source.exists() {
+            step(Command::new("bash").arg(here().join("fetch.sh")).arg(&place))?;
+        }
+        Ok(source)
+    };
+    SOURCE.get_or_init(fetch).clone()
+}
+
 fn build() -> Result<Judges, String> {
-    let target = programs().extension.parent().and_then(Path::parent).unwrap();
-    let place = target.join("judges");
-    std::fs::create_dir_all(&place).map_err(|error| error.to_string())?;
-    let here = Path::new(env!("CARGO_MANIFEST_DIR")).join("judges");
-    let source = place.join("source");
-    if !source.exists() {
-        step(Command::new("bash").arg(here.join("fetch.sh")).arg(&place))?;
-    }
+    let (place, source) = (place(), source()?);
     let compile = |file: &str| {
         let program = place.join(Path::new(file).file_stem().unwrap());
         let mut gcc = Command::new("gcc");
         gcc.args(["-O1", "-w", "-DSQLITE_ENABLE_RTREE", "-o"])
             .arg(&program)
             .arg(source.join(file))
-            .arg(here.join("preload.c"));
+            .arg(here().join("preload.c"));
         step(gcc.args(["-lsqlite3", "-lpthread"])).map(|()| program)
     };
     let speedtest = compile("test/speedtest1.c")?;
@@ -72,9 +91,8 @@ fn they_judge_as_on_plain_files() {
         Ok(judges) => judges,
         Err(why) => return skip(&format!("SQLite's judges: {why}")),
     };
-    let is_long = std::env::var_os("QUIRE_JUDGES").is_some_and(|form| form == "long");
     // Test sets, each with its size; that of rtree grows with the square.
-    let (testsets, repeat): (&[(&str, &str)], _) = if is_long {
+    let (testsets, repeat): (&[(&str, &str)], _) = if quire_tests::is_long("QUIRE_JUDGES") {
         (&[("main", "100"), ("cte", "100"), ("fp", "100"), ("orm", "100"), ("rtree", "10")], "5")
     } else {
         (&[("main", "10"), ("orm", "10")], "1")

@@ -109,7 +109,8 @@ fn a_large_transaction_is_one_for_everybody() {
     scene.test.cluster.wait_applied(DATABASE, PATIENCE).unwrap();
 
     // Twice: a node that still publishes the one takes the parts of the other.
-    let rows_each = std::env::var("LARGE_MB").ok().and_then(|mb| mb.parse().ok()).unwrap_or(120);
+    let usual = if quire_tests::is_long("QUIRE_LARGE") { 1024 } else { 120 };
+    let rows_each = std::env::var("LARGE_MB").ok().and_then(|mb| mb.parse().ok()).unwrap_or(usual);
     let mut peaks: Vec<_> =
         scene.test.cluster.nodes.iter().map(|node| begin_memory(node.pid().unwrap().as_raw())).collect();
     peaks.push(begin_memory(app.pid().as_raw()));

@@ -2,8 +2,10 @@
 //! elections, for nodes that start, for what has to be caught up.
 
 mod any_node;
+mod auth;
 mod backup;
 mod behaviour;
+mod client_matrix;
 mod contents;
 mod crash_app;
 mod crash_node;
@@ -12,9 +14,15 @@ mod hosts;
 mod http;
 mod judges;
 mod large;
+mod many;
 mod membership;
+mod outcomes;
+mod paused;
 mod reads;
 mod recover;
 mod restart;
 mod shell;
 mod storage;
+mod testfixture;
+mod upgrade;
+mod wounds;

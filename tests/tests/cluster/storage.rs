@@ -174,6 +174,34 @@ fn what_was_purged_comes_as_a_snapshot() {
     assert_identical(&test, NAME, QUERIES);
 
     step("a new member");
+    // It gets a state again, and dies long after that, with an app attached whose old snapshot keeps the state from
+    // the database file: so many transactions have come since that the record of the state is gone.
+    let app = open(&test, new);
+    app.execute_batch("BEGIN; SELECT count(*) FROM t").unwrap();
+    let last = raft(&test, new, "last_log_index");
+    test.cluster.kill(new).unwrap();
+    outrun(&test, &writer, last);
+    let installed = |test: &TestCluster| log(test, new).matches("state of another node installed").count();
+    let before = installed(&test);
+    test.cluster.start_node(new).unwrap();
+    for _ in 0..40 {
+        writer.execute("INSERT INTO t(b) VALUES (randomblob(10))", []).unwrap();
+    }
+    test.cluster.wait_applied(NAME, PATIENCE).unwrap();
+    assert!(installed(&test) > before, "{}", log(&test, new));
+    for _ in 0..40 {
+        writer.execute("INSERT INTO t(b) VALUES (randomblob(10))", []).unwrap();
+    }
+    test.cluster.wait_applied(NAME, PATIENCE).unwrap();
+    test.cluster.kill(new).unwrap();
+    test.cluster.start_node(new).unwrap();
+    test.cluster.wait_applied(NAME, PATIENCE).unwrap();
+    assert!(!log(&test, new).contains("fenced:"), "{}", log(&test, new));
+    app.execute_batch("COMMIT").unwrap();
+    drop(app);
+    assert_identical(&test, NAME, QUERIES);
+
+    step("it resumed what it had");
     // And all of it survives that all restart.
     drop(writer);
     for node in 1..=4 {
@@ -262,6 +290,25 @@ fn damaged_pages_are_found_and_fetched() {
         assert!(log(&test, node).contains("its file was changed while the node was down"));
         assert_identical(&test, NAME, QUERIES);
     }
+
+    // The same with an app attached. Transactions that the fenced database skips are in its WAL, so that their pages
+    // don't come from another node; the next start must find their hashes nevertheless.
+    let node = others[0];
+    let app = open(&test, node);
+    app.query_row("SELECT n FROM total", [], |_| Ok(())).unwrap();
+    for _ in 0..3 {
+        writer.execute("INSERT INTO t(b) VALUES (randomblob(10))", []).unwrap();
+    }
+    test.cluster.wait_applied(NAME, PATIENCE).unwrap();
+    test.cluster.kill(node).unwrap();
+    damage(&database(&test, node, NAME), 60);
+    test.cluster.start_node(node).unwrap();
+    wait_repaired(&test, node, repairs[node as usize - 1] + 1);
+    assert_identical(&test, NAME, QUERIES);
+    test.cluster.kill(node).unwrap();
+    test.cluster.start_node(node).unwrap();
+    drop(app);
+    assert_identical(&test, NAME, QUERIES);
 }
 
 /// A repair ends although others go on writing, and what they wrote meanwhile is not lost.

@@ -112,6 +112,15 @@ fn a_directory_serves_one_node_of_one_cluster_at_a_time() {
     }
     assert_refused("no key", &dir, 1, &test.dir.path().join("no.key"), &["no.key"]);
 
+    // Directories in which others could put files of theirs in the place of the node's.
+    for (path, mode) in [(dir.clone(), 0o777), (dir.join("db"), 0o770)] {
+        let was = std::fs::metadata(&path).unwrap().permissions();
+        std::fs::set_permissions(&path, std::fs::Permissions::from_mode(mode)).unwrap();
+        let said = [path.to_str().unwrap(), &format!("{mode:04o}"), "run: chmod go-w"];
+        assert_refused("a loose directory", &dir, 1, &key, &said);
+        std::fs::set_permissions(&path, was).unwrap();
+    }
+
     // It is as it was; and once it runs, no second node may have it.
     test.cluster.start_node(1).unwrap();
     test.cluster.wait_leader(PATIENCE).unwrap();

@@ -8,8 +8,11 @@ mod directories;
 mod disk;
 mod impostor;
 mod socket;
+mod strangers;
 
 use nix::sys::signal::Signal;
+use quire_node::cli::local::LocalCluster;
+use quire_tests::TestCluster;
 use quire_tests::hosts::{Host, Load, PATIENCE, Program, stock, uri};
 use quire_tests::programs;
 use quire_tests::replicas::{another_key, assert_identical, database, steady};
@@ -175,6 +178,43 @@ impl Drop for Stray {
         let _ = self.0.kill();
         let _ = self.0.wait();
     }
+}
+
+/// An id that a member has: the newcomer ends, and says whose it is. The same member that comes twice is welcome.
+#[test]
+fn an_id_that_is_taken_is_refused() {
+    let mut test = steady(2, &["--log-segment-mib", "1"]);
+    let key = test.dir.path().join("cluster.key");
+    let taken = test.cluster.node(2).unwrap().raft.clone();
+    let stray = test.dir.path().join("stray");
+    let run = |dir: &Path| {
+        let mut command = Command::new(&programs().quire);
+        command.args(["node", "--node-id", "2", "--join", &test.cluster.nodes[0].raft]).arg("--data-dir");
+        command.arg(dir).args([
+            "--http-addr",
+            "127.0.0.1:0",
+            "--raft-addr",
+            "127.0.0.1:0",
+            "--log-segment-mib",
+            "1",
+        ]);
+        command.arg("--cluster-key").arg(&key).env("NO_COLOR", "1").stdin(Stdio::null()).output().unwrap()
+    };
+    let output = run(&stray);
+    let said = [output.stdout, output.stderr].concat();
+    let said = String::from_utf8_lossy(&said);
+    assert!(!output.status.success(), "{said}");
+    let expected = format!("node id 2 belongs to the member at {taken}; give the new node an id of its own");
+    assert!(said.contains(&expected), "{said}");
+    let members = |test: &TestCluster| test.cluster.node(1).unwrap().voters();
+    assert_eq!(members(&test), Some(vec![1, 2]));
+
+    // Its own directory, --join included, once more: nothing to be done.
+    test.cluster.kill(2).unwrap();
+    test.cluster.start_node(2).unwrap();
+    let back = |cluster: &LocalCluster| cluster.node(2).unwrap().voters() == Some(vec![1, 2]);
+    test.cluster.wait("the member to be back", PATIENCE, back).unwrap();
+    assert_eq!(members(&test), Some(vec![1, 2]));
 }
 
 #[test]

@@ -112,6 +112,40 @@ impl FormatError {
     }
 }
 
+/// Sound bytes, as far as can be told, of a version that this build does not read.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("the {what} has version {found}, this build of Quire reads version {reads}: {}", way_out(*found, *reads))]
+pub struct VersionError {
+    /// The format, such as "manifest".
+    pub what: &'static str,
+    /// The version that stands there.
+    pub found: u32,
+    /// The version that this build reads.
+    pub reads: u32,
+}
+
+impl VersionError {
+    /// Checks the head that every file of Quire's has: 8 bytes of magic, and a `u32` version. Bytes with another magic
+    /// are not judged.
+    pub fn check(what: &'static str, bytes: &[u8], magic: &[u8; 8], reads: u32) -> Result<(), VersionError> {
+        match bytes.first_chunk::<12>() {
+            Some(head) if head[..8] == magic[..] && le32(head, 8) != reads => {
+                Err(VersionError { what, found: le32(head, 8), reads })
+            }
+            _ => Ok(()),
+        }
+    }
+}
+
+fn way_out(found: u32, reads: u32) -> &'static str {
+    if found > reads {
+        "a newer Quire wrote it; run that version or a later one"
+    } else {
+        "an older Quire wrote it; run that version, or remove this node from the cluster and let the machine join \
+         again under a new id"
+    }
+}
+
 /// Reads a big-endian `u32`; the caller has checked the bounds.
 pub(crate) fn be32(bytes: &[u8], at: usize) -> u32 {
     u32::from_be_bytes([bytes[at], bytes[at + 1], bytes[at + 2], bytes[at + 3]])
@@ -125,6 +159,23 @@ pub(crate) fn le32(bytes: &[u8], at: usize) -> u32 {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn another_version_is_told_from_damage() {
+        let check = |bytes: &[u8]| VersionError::check("thing", bytes, b"QUIRETHG", 2);
+        let file = |version: u32| [&b"QUIRETHG"[..], &version.to_le_bytes(), b"rest"].concat();
+        assert_eq!(check(&file(2)), Ok(()));
+        for other in [&b""[..], b"QUIRETHG\x03", b"QUIRELOG\x03\0\0\0"] {
+            assert_eq!(check(other), Ok(()), "not for this to judge");
+        }
+        let newer = check(&file(3)).unwrap_err().to_string();
+        assert!(
+            newer.contains("thing has version 3, this build of Quire reads version 2: a newer"),
+            "{newer}"
+        );
+        let older = check(&file(1)).unwrap_err().to_string();
+        assert!(older.contains("version 1") && older.contains("join again"), "{older}");
+    }
 
     #[test]
     fn page_sizes_are_sqlites() {

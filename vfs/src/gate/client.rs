@@ -4,6 +4,7 @@
 //! SIGPIPE in the app. A connection that broke, timed out or came along through a `fork(2)` is dropped and
 //! made anew at the next need; a commit whose connection broke is resolved over the new one.
 
+use super::fork::Private;
 use super::lock::GateLock;
 use super::proto::{
     self, Hello, NodeStatus, Outcome, ReadGoal, Refusal, RefusalCode, Request, Response, WalTarget,
@@ -15,7 +16,7 @@ use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::socket::{AddressFamily, MsgFlags, SockFlag, SockType, UnixAddr, connect, recv, send, socket};
 use std::io;
-use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::thread::sleep;
@@ -83,7 +84,7 @@ fn unconnected(path: &Path, error: &io::Error) -> String {
 /// A connected socket with deadlines.
 #[derive(Debug)]
 struct Wire {
-    fd: OwnedFd,
+    fd: Private,
 }
 
 fn timed_out() -> io::Error {
@@ -95,8 +96,8 @@ impl Wire {
         let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
         let address = UnixAddr::new(path)?;
         loop {
-            let fd = socket(AddressFamily::Unix, SockType::Stream, flags, None)?;
-            match connect(fd.as_raw_fd(), &address) {
+            let fd = Private::new(|| Ok(socket(AddressFamily::Unix, SockType::Stream, flags, None)?))?;
+            match connect(fd.as_fd().as_raw_fd(), &address) {
                 Ok(()) => return Ok(Wire { fd }),
                 // EAGAIN: the queue of connections is full, as before a stopped process.
                 Err(Errno::EAGAIN | Errno::EINTR) if Instant::now() < deadline => sleep(RETRY_PAUSE),
@@ -122,7 +123,7 @@ impl Wire {
 
     fn send(&self, mut bytes: &[u8], deadline: Instant) -> io::Result<()> {
         while !bytes.is_empty() {
-            match send(self.fd.as_raw_fd(), bytes, MsgFlags::MSG_NOSIGNAL) {
+            match send(self.fd.as_fd().as_raw_fd(), bytes, MsgFlags::MSG_NOSIGNAL) {
                 Ok(n) => bytes = &bytes[n..],
                 Err(Errno::EINTR) => {}
                 Err(Errno::EAGAIN) => self.wait(PollFlags::POLLOUT, deadline)?,
@@ -132,22 +133,37 @@ impl Wire {
         Ok(())
     }
 
-    fn recv(&self, mut bytes: &mut [u8], deadline: Instant) -> io::Result<()> {
-        while !bytes.is_empty() {
-            match recv(self.fd.as_raw_fd(), bytes, MsgFlags::empty()) {
-                Ok(0) => {
-                    return Err(io::Error::new(
-                        io::ErrorKind::UnexpectedEof,
-                        "the node closed the connection",
-                    ));
+    /// The next message, without its length.
+    fn recv(&self, deadline: Instant) -> io::Result<Vec<u8>> {
+        let invalid = |why: String| io::Error::new(io::ErrorKind::InvalidData, why);
+        let mut message = vec![0; 4 + proto::MAX_RESPONSE];
+        let mut have = 0;
+        let end = loop {
+            if let Some(prefix) = message[..have].first_chunk::<4>() {
+                let len = proto::message_length(*prefix, proto::MAX_RESPONSE)
+                    .map_err(|e| invalid(e.to_string()))?;
+                if have > 4 + len {
+                    return Err(invalid("the node said more than it was asked".into()));
                 }
-                Ok(n) => bytes = &mut bytes[n..],
-                Err(Errno::EINTR) => {}
-                Err(Errno::EAGAIN) => self.wait(PollFlags::POLLIN, deadline)?,
+                if have == 4 + len {
+                    break 4 + len;
+                }
+            }
+            // An answer takes its time: to ask for it first would be in vain.
+            self.wait(PollFlags::POLLIN, deadline)?;
+            match recv(self.fd.as_fd().as_raw_fd(), &mut message[have..], MsgFlags::empty()) {
+                Ok(0) => {
+                    let why = "the node closed the connection";
+                    return Err(io::Error::new(io::ErrorKind::UnexpectedEof, why));
+                }
+                Ok(n) => have += n,
+                Err(Errno::EINTR | Errno::EAGAIN) => {}
                 Err(errno) => return Err(errno.into()),
             }
-        }
-        Ok(())
+        };
+        message.truncate(end);
+        message.drain(..4);
+        Ok(message)
     }
 }
 
@@ -181,7 +197,7 @@ impl SocketGate {
     fn wire(&mut self, deadline: Instant) -> Result<&Wire, ClientError> {
         let pid = std::process::id();
         if pid != self.pid {
-            // Closing our copies neither unlocks nor disconnects the parent.
+            // They are of no use here (`super::fork`).
             self.wire = None;
             self.lock = None;
             self.pid = pid;
@@ -303,11 +319,10 @@ fn exchange(wire: &Wire, socket: &Path, message: &[u8], deadline: Instant) -> Re
         6 => fault::point("part.sent"),
         _ => {}
     }
-    let mut prefix = [0; 4];
-    wire.recv(&mut prefix, deadline).map_err(io)?;
-    let len = proto::message_length(prefix, proto::MAX_RESPONSE).map_err(|e| protocol(e.to_string()))?;
-    let mut body = vec![0; len];
-    wire.recv(&mut body, deadline).map_err(io)?;
+    let body = wire.recv(deadline).map_err(|error| match error.kind() {
+        io::ErrorKind::InvalidData => protocol(error.to_string()),
+        _ => io(error),
+    })?;
     Response::decode(&body).map_err(|e| protocol(e.to_string()))
 }
 

@@ -3,20 +3,23 @@
 //!
 //! The kernel drops it when its holder is gone (`fcntl(2)`, "Open file description locks"), and not before:
 //! a paused app is never overtaken, and a dead one never waited for. Unlike POSIX locks it belongs to the
-//! open file, so that two connections of one process exclude each other.
+//! open file, so that two connections of one process exclude each other. A forked child has no part in it
+//! ([`super::fork`]).
 
+use super::fork::Private;
 use nix::errno::Errno;
 use nix::fcntl::{FcntlArg, fcntl};
 use nix::libc;
-use std::fs::{File, OpenOptions};
+use std::fs::OpenOptions;
 use std::io;
+use std::os::fd::AsFd;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
 /// An open gate file, locked or not.
 #[derive(Debug)]
 pub struct GateLock {
-    file: File,
+    file: Private,
 }
 
 /// The gate file of a database file.
@@ -29,13 +32,9 @@ pub fn gate_path(database: &Path) -> PathBuf {
 impl GateLock {
     /// Opens the gate file of a database, creating it if `create`.
     pub fn open(database: &Path, create: bool) -> io::Result<GateLock> {
-        let file = OpenOptions::new()
-            .read(true)
-            .write(true)
-            .create(create)
-            .truncate(false)
-            .custom_flags(libc::O_CLOEXEC)
-            .open(gate_path(database))?;
+        let mut options = OpenOptions::new();
+        options.read(true).write(true).create(create).truncate(false).custom_flags(libc::O_CLOEXEC);
+        let file = Private::new(|| Ok(options.open(gate_path(database))?.into()))?;
         Ok(GateLock { file })
     }
 
@@ -61,7 +60,7 @@ impl GateLock {
             l_len: 1,
             l_pid: 0,
         };
-        fcntl(&self.file, FcntlArg::F_OFD_SETLK(&region)).map(drop)
+        fcntl(self.file.as_fd(), FcntlArg::F_OFD_SETLK(&region)).map(drop)
     }
 }
 

@@ -4,9 +4,11 @@
 //! |---|---|
 //! | [`proto`] | the messages between app and node, byte by byte |
 //! | [`client`] | the blocking client over the node's unix socket |
+//! | [`fork`] | descriptors of which a forked child gets no copy |
 //! | [`lock`] | the kernel lock that says who may touch the WAL on this machine |
 
 pub mod client;
+pub mod fork;
 pub mod lock;
 pub mod proto;
 

@@ -109,3 +109,57 @@ fn every_rename_and_every_removal_fails() {
         every_operation(Fault { sites, once: false, kind, lost: false }).await;
     });
 }
+
+/// A follower can't refuse what its leader sends: what doesn't fit waits, and isn't lost when the disk has room again.
+#[test]
+fn appends_wait_for_room_on_a_full_disk() {
+    // Into segments of the usual size, and into one that is made for one entry.
+    for size in [900, 2 * SMALL as usize] {
+        run(async {
+            let disk = SimDisk::default();
+            let options = LogOptions { segment_bytes: SMALL, wait_for_room: true, ..options() };
+            let open =
+                |disk: &SimDisk| super::super::open::open_on(Arc::new(disk.clone()), options.clone(), None);
+            let log = open(&disk).unwrap();
+            log.settled().await;
+            for (round, gives_up) in [(0, false), (1, false), (2, true)] {
+                disk.set_full(true);
+                let from = log.last().map_or(0, |p| p.index + 1);
+                let mut waiting = Vec::new();
+                for n in from..from + 12 {
+                    let mut ours = log.clone();
+                    let entry = command(1, n, if n < from + 6 { 900 } else { size });
+                    waiting.push(tokio::spawn(async move { append(&mut ours, vec![entry]).await }));
+                    tokio::task::yield_now().await;
+                }
+                let mut voter = log.clone();
+                let vote = tokio::spawn(async move { voter.save_vote(&Vote::new(2 + round, 1)).await });
+                let deadline = Instant::now() + Duration::from_secs(10);
+                while !log.is_waiting() {
+                    assert!(Instant::now() < deadline);
+                    tokio::time::sleep(Duration::from_millis(1)).await;
+                }
+                assert!(log.room_for(1).is_err() && log.failed().is_none());
+                assert!(!vote.is_finished(), "it comes after what was appended before it");
+                if gives_up {
+                    close(log).await;
+                    let results = futures_util::future::join_all(waiting).await;
+                    let acked = results.iter().filter(|done| matches!(done, Ok(Ok(())))).count();
+                    let last = results.last().unwrap().as_ref().unwrap().as_ref().unwrap_err();
+                    assert_eq!(last.kind(), io::ErrorKind::StorageFull, "{last}");
+                    let log = open(&disk.crash(|| false)).unwrap();
+                    let last = log.last().unwrap().index;
+                    assert!(acked < 12 && last + 1 >= from + acked as u64, "{acked} {last}");
+                    return close(log).await;
+                }
+                disk.set_full(false);
+                for done in waiting {
+                    done.await.unwrap().unwrap();
+                }
+                vote.await.unwrap().unwrap();
+                assert!(!log.is_waiting() && log.room_for(1).is_ok());
+                assert_eq!(log.last().unwrap().index, from + 11);
+            }
+        });
+    }
+}

@@ -230,3 +230,33 @@ fn nothing_of_a_torn_write_comes_back() {
         close(log).await;
     });
 }
+
+/// What follows the last index is computed in many places.
+#[test]
+fn an_index_that_no_entry_can_follow_is_damage() {
+    use super::super::record::{Header, Kind, put};
+    use super::super::segment::{SegmentHeader, file_name};
+    use super::super::vote::{FILE_BYTES, FILE_NAME, VoteFile};
+
+    for kind in [Kind::Command, Kind::Base, Kind::Purge] {
+        let disk = SimDisk::default();
+        VoteFile::init(disk.create(FILE_NAME, FILE_BYTES).unwrap(), OWNER).unwrap();
+        let header = SegmentHeader {
+            owner: OWNER,
+            sequence: 1,
+            seed: 3,
+            next_index: u64::MAX,
+            prev_end: 0,
+            prev_seed: 0,
+            file_bytes: SMALL,
+        };
+        let mut bytes = header.encode();
+        let position = LogPosition { term: 1, leader: 1, index: u64::MAX };
+        put(&mut bytes, 3, &Header { kind, len: 0, position, synced: DATA_START, committed: 0 }, b"");
+        bytes.resize(SMALL as usize, 0);
+        let file = disk.create(&file_name(1), SMALL).unwrap();
+        file.write_at(&bytes, 0).unwrap();
+        let refused = open_small(&disk).map(drop).unwrap_err();
+        assert!(matches!(refused, LogError::Damaged { offset: DATA_START, .. }), "{kind:?}: {refused}");
+    }
+}

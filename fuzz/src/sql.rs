@@ -1,0 +1,6 @@
+//! From node/src/sql.
+
+#[path = "../../node/src/sql/forward.rs"]
+pub mod forward;
+#[path = "../../node/src/sql/request.rs"]
+pub mod request;

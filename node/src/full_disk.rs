@@ -1,0 +1,58 @@
+//! A leader whose disk is full hands the lead over to a voter whose disk isn't: writes go on there. This node stays a
+//! member that lags, and catches up once it has room ([`quire_raft::Raft::disk_full`]).
+
+use crate::node::Node;
+use crate::peers::{self, PeerRequest, PeerResponse};
+use quire_raft::{NodeId, ServerState};
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::time::{MissedTickBehavior, interval};
+use tracing::{debug, warn};
+
+/// How often the leader looks at its disk.
+const LOOK: Duration = Duration::from_secs(1);
+/// How long a voter may take to say whether it has room.
+const PATIENCE: Duration = Duration::from_secs(2);
+
+/// Hands the lead over whenever this node leads and its disk is full.
+pub async fn watch(node: Arc<Node>) {
+    let mut look = interval(LOOK);
+    look.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    let mut said = false;
+    loop {
+        look.tick().await;
+        let leads = node.raft_status().state == ServerState::Leader;
+        let Some(why) = node.disk_full().filter(|_| leads) else {
+            said = false;
+            continue;
+        };
+        match with_room(&node).await {
+            Some(to) => {
+                warn!(to, "handing the lead over: this node's disk is full: {why}");
+                if let Err(error) = node.raft().hand_over(Some(to)).await {
+                    warn!(to, "not handed over: {error}");
+                }
+            }
+            None if !said => {
+                said = true;
+                warn!("this node's disk is full ({why}), and no other voter can lead: writes are refused");
+            }
+            None => {}
+        }
+    }
+}
+
+/// The voter with the longest log of those that answer and have room.
+async fn with_room(node: &Arc<Node>) -> Option<NodeId> {
+    let status = node.raft_status();
+    let mut voters: Vec<_> = status.voters.iter().filter(|id| **id != node.id()).copied().collect();
+    voters.retain(|id| node.raft().answers(*id));
+    voters.sort_by_key(|id| std::cmp::Reverse(status.replication.get(id).copied()));
+    for id in voters {
+        match peers::ask(node, id, &PeerRequest::HasRoom, PATIENCE).await {
+            PeerResponse::Index(_) => return Some(id),
+            other => debug!(peer = id, ?other, "can't lead"),
+        }
+    }
+    None
+}
