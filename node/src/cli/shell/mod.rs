@@ -1,8 +1,8 @@
 //! `quire shell`: SQL at a prompt or in a pipe, over HTTP.
 //!
-//! A line goes through [`input`], which gathers statements and dot commands; a statement through [`session`], which sends
-//! it to a node that answers ([`nodes`]) and hands the rows of the answer on as they come ([`reply`]) to what prints them
-//! ([`mode`], [`table`]) on the [`output`]. At a terminal, [`editor`] reads the lines, with history and completion.
+//! A line goes through `input`, which gathers statements and dot commands; a statement through `session`, which sends
+//! it to a node that answers (`nodes`) and hands the rows of the answer on as they come (`reply`) to what prints them
+//! (`mode`, `table`) on the `output`. At a terminal, `editor` reads the lines, with history and completion.
 
 mod cell;
 mod complete;
