@@ -125,7 +125,7 @@ fn golden_incoming_state() {
     let mut staging = Staging::open(&db, DB, small()).unwrap();
     staging.stage(PageNo(2), &[1; 512]).unwrap();
     staging.stage(PageNo(2), &image).unwrap();
-    let hashes = vec![5, page_hash(PageNo(2), &image)];
+    let hashes = [5, page_hash(PageNo(2), &image)];
     let checksum = DbChecksum(hashes[0] ^ hashes[1]);
     let target = Target { position: AT, as_of: 80, base: 70, checksum };
     staging.seal(target, 2, vec![5, 6]).unwrap();

@@ -123,7 +123,9 @@ fn every_path_asks_for_its_permission() {
         let headers: Vec<&str> = header.as_deref().into_iter().collect();
         request(&address, method, &path, &headers, b"").ok()
     };
-    let status = |method: &str, path: &str, who| ask(method, path, who).map(|answer| answer.status);
+    let status = |method: &str, path: &str, who: Option<(&str, &str)>| {
+        ask(method, path, who).map(|answer| answer.status)
+    };
     test.cluster
         .wait("the node to answer", PATIENCE, |_| status("GET", "/status", None) == Some(401))
         .unwrap();
