@@ -40,13 +40,6 @@ impl Publication {
     pub fn is_void(&self) -> bool {
         *self == self.void()
     }
-
-    /// Whether the index's header shows that it happened. It was to begin where the log ended, and nobody writes
-    /// before it is settled, so what comes after its last frame is of the same writer: SQLite fills up the disk's
-    /// sector with copies of that frame, where a VFS between it and Quire doesn't say that this is needless.
-    pub fn is_shown_by(&self, header: &IndexHeader) -> bool {
-        header.salts == self.salts && header.max_frame >= self.frame
-    }
 }
 
 /// What to do with the files.
@@ -70,7 +63,8 @@ pub fn plan(
     publications: &[Publication],
 ) -> Plan {
     let (true, Some(header)) = (attached, header) else { return Plan::Rebuild };
-    let newest = publications.iter().rev().find(|p| p.seen || p.is_shown_by(header));
+    let shows = |p: &Publication| header.salts == p.salts && header.max_frame == p.frame;
+    let newest = publications.iter().rev().find(|p| p.seen || shows(p));
     Plan::Resume { published: newest.map_or(durable, |p| p.index.max(durable)) }
 }
 
@@ -149,16 +143,5 @@ mod tests {
         assert!(!has_state(9, 7, false, &after, 4), "nor here");
         assert!(has_state(9, 7, true, &after, 4));
         assert!(!has_state(6, 7, true, &after, 4), "begun, not published");
-    }
-
-    #[test]
-    fn frames_that_fill_up_a_sector_belong_to_the_publication() {
-        let record = publication(6, 1, 7, false);
-        for (last, is_shown) in [(6, false), (7, true), (8, true)] {
-            assert_eq!(record.is_shown_by(&header(1, last)), is_shown, "{last}");
-        }
-        assert!(!record.is_shown_by(&header(2, 8)));
-        let records = [publication(5, 1, 3, true), record];
-        assert_eq!(plan(true, Some(&header(1, 8)), 2, &records), Plan::Resume { published: 6 });
     }
 }

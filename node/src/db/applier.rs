@@ -7,10 +7,9 @@
 //! has another gets it back, nothing is added to it, and the database is fenced ([`Wal::tidy`]).
 
 use super::DbError;
-use crate::core::recovery::Publication;
 use quire_vfs::fault;
 use quire_vfs::format::append::Appender;
-use quire_vfs::format::wal::{HEADER_SIZE, Salts, WalHeader};
+use quire_vfs::format::wal::{self, FRAME_HEADER_SIZE, HEADER_SIZE, Salts, WalHeader};
 use quire_vfs::format::wal_index::{self, IndexHeader, WalIndex};
 use quire_vfs::format::{FrameNo, PageNo, PageSize};
 use quire_vfs::holder::{Holder, IndexLock};
@@ -40,6 +39,8 @@ pub struct Prepared {
 /// What takes pages one by one.
 pub type TakePage<'a> = dyn FnMut(PageNo, &[u8]) -> Result<(), DbError> + 'a;
 
+/// SQLite takes no sector for larger (`MAX_SECTOR_SIZE`).
+const MAX_SECTOR: usize = 1 << 16;
 /// Bytes of frames that are written at once.
 const BATCH: usize = 1 << 20;
 
@@ -119,6 +120,28 @@ impl Wal {
         })
     }
 
+    /// Whether the log ends with what an app was told to publish, which ends at that frame. Where a VFS between SQLite and
+    /// Quire doesn't say that the disk needs no such thing, SQLite fills up the sector with copies of the last frame.
+    pub fn ends_with(&self, header: &IndexHeader, (salts, last): (Salts, FrameNo)) -> bool {
+        let size = FRAME_HEADER_SIZE + self.page_size.bytes();
+        let Some(copies) = header.max_frame.0.checked_sub(last.0) else { return false };
+        if header.salts != salts || copies as usize > MAX_SECTOR / size + 1 {
+            return false;
+        }
+        // All but the checksum.
+        let frame = |number: u32| {
+            let mut bytes = vec![0; size];
+            let read =
+                self.file.read_exact_at(&mut bytes, wal::frame_offset(FrameNo(number), self.page_size));
+            bytes[FRAME_HEADER_SIZE - 8..FRAME_HEADER_SIZE].fill(0);
+            read.ok().map(|()| bytes)
+        };
+        copies == 0
+            || frame(last.0).is_some_and(|first| {
+                (last.0 + 1..=header.max_frame.0).all(|copy| frame(copy).as_ref() == Some(&first))
+            })
+    }
+
     /// Puts the index right after a writer that died: the header, if it stopped between the two copies;
     /// the count of backfilled frames, if it stopped while it started the log anew. `told` is what an app may have
     /// published since the last time. An error, with the index as it should be, if a stranger has changed it.
@@ -126,7 +149,7 @@ impl Wal {
         let region0 = holder.region(0)?;
         let index = |reason: String| DbError::Index { path: holder.path().to_owned(), reason };
         let header = wal_index::recover_header(region0);
-        let is_told = |header: &IndexHeader| told.is_some_and(|it| it.is_shown_by(header));
+        let is_told = |header: &IndexHeader| told.is_some_and(|told| self.ends_with(header, told));
         let header = match (header.filter(|header| is_told(header) || self.is_ours(header)), self.shown) {
             (Some(header), _) => header,
             (None, None) => return Err(index("the wal-index has no valid header".into())),
@@ -263,4 +286,36 @@ impl Wal {
 fn random() -> u32 {
     use std::hash::{BuildHasher, RandomState};
     RandomState::new().hash_one(std::time::SystemTime::now()) as u32
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn copies_of_the_last_frame_fill_up_a_sector() {
+        let dir = tempfile::tempdir().unwrap();
+        let size = PageSize::new(512).unwrap();
+        let wal = Wal::open(&dir.path().join("a.db"), size).unwrap();
+        // Frames 1 to 4: a transaction of two pages, two copies of its last frame; then one that is none.
+        for (number, (page, fill)) in (1u8..).zip([(1, 1), (2, 2), (2, 2), (2, 2), (2, 3)]) {
+            let mut frame = vec![fill; FRAME_HEADER_SIZE + size.bytes()];
+            frame[..8].copy_from_slice(&[0, 0, 0, page, 0, 0, 0, 2]);
+            frame[16..24].fill(number); // the checksum
+            wal.file.write_all_at(&frame, wal::frame_offset(FrameNo(number.into()), size)).unwrap();
+        }
+        let salts = Salts([7; 8]);
+        let ends = |salts, last: u32, frame: u32| {
+            let header =
+                IndexHeader { salts: Salts([7; 8]), max_frame: FrameNo(last), ..IndexHeader::empty() };
+            wal.ends_with(&header, (salts, FrameNo(frame)))
+        };
+        assert!(ends(salts, 2, 2) && ends(salts, 3, 2) && ends(salts, 4, 2));
+        assert!(!ends(salts, 1, 2), "it isn't there yet");
+        assert!(!ends(salts, 2, 1), "another page");
+        assert!(!ends(salts, 5, 2), "another content");
+        assert!(!ends(salts, 6, 2), "nothing there");
+        assert!(!ends(Salts([8; 8]), 2, 2), "another log");
+        assert!(!ends(salts, 1000, 2), "more than a sector");
+    }
 }

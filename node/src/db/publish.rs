@@ -349,8 +349,9 @@ impl Database {
 
     /// With the gate lock: whether the wal-index shows a publication.
     fn is_published(&self, files: &mut Files, record: &Record) -> Result<bool, DbError> {
-        let header = files.wal.tidy(&self.holder, Some(&record.publication))?;
-        let is_published = record.publication.is_shown_by(&header);
+        let Publication { salts, frame, .. } = record.publication;
+        let header = files.wal.tidy(&self.holder, Some((salts, frame)))?;
+        let is_published = files.wal.ends_with(&header, (salts, frame));
         if is_published {
             files.wal.saw(header);
         }

@@ -129,11 +129,11 @@ impl Judge {
         for (at, payload) in log {
             let Payload::Command(bytes) = payload else { continue };
             match Command::decode(bytes).expect("a command") {
-                Command::CreateDatabase { name, .. } => {
-                    if databases.values().all(|database| database.is_dropped || database.name != name) {
-                        let (last, list) = (at.index, Vec::new());
-                        databases.insert(DbId(at.index), History { name, last, list, is_dropped: false });
-                    }
+                Command::CreateDatabase { name, .. }
+                    if databases.values().all(|database| database.is_dropped || database.name != name) =>
+                {
+                    let (last, list) = (at.index, Vec::new());
+                    databases.insert(DbId(at.index), History { name, last, list, is_dropped: false });
                 }
                 Command::DropDatabase { database } => {
                     if let Some(database) = databases.get_mut(&database) {

@@ -113,12 +113,6 @@ impl Network {
         Ok(self.namespaces.entry(id).or_insert(namespace))
     }
 
-    /// Removes a node's place; its process must have ended.
-    pub fn remove(&mut self, id: u8) {
-        self.shared.ports.lock().unwrap().remove(&id);
-        self.namespaces.remove(&id);
-    }
-
     /// A node's place.
     pub fn namespace(&self, id: u8) -> Option<&Namespace> {
         self.namespaces.get(&id)

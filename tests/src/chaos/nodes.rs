@@ -10,6 +10,7 @@ use quire_node::cli::local::LocalCluster;
 use serde_json::Value;
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{Ipv4Addr, SocketAddr, TcpStream};
+use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
@@ -147,9 +148,7 @@ impl Nodes {
         self.stopping.remove(&id);
         self.may_end.remove(&id);
         self.disks.remove(&id);
-        if let Some(network) = &mut self.network {
-            network.remove(u8::try_from(id)?);
-        }
+        // Its place in the network stays: what its kernel has to say to its clients must get through.
         std::fs::remove_dir_all(dir)?;
         Ok(())
     }
@@ -240,7 +239,9 @@ impl Nodes {
             };
             self.down.insert(id);
             self.paused.remove(&id);
-            if self.stopping.remove(&id) && status.success() {
+            // In its first moments the signal ends it at once.
+            let by_signal = status.signal() == Some(Signal::SIGTERM as i32);
+            if self.stopping.remove(&id) && (status.success() || by_signal) {
                 continue;
             }
             // With a status of its own: it has said why. A signal is a crash.

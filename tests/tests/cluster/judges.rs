@@ -49,11 +49,6 @@ pub(crate) fn source() -> Result<PathBuf, String> {
     SOURCE.get_or_init(fetch).clone()
 }
 
-/// Whether everything is to be run.
-pub(crate) fn is_long() -> bool {
-    quire_tests::is_long("QUIRE_JUDGES")
-}
-
 fn build() -> Result<Judges, String> {
     let (place, source) = (place(), source()?);
     let compile = |file: &str| {
@@ -97,7 +92,7 @@ fn they_judge_as_on_plain_files() {
         Err(why) => return skip(&format!("SQLite's judges: {why}")),
     };
     // Test sets, each with its size; that of rtree grows with the square.
-    let (testsets, repeat): (&[(&str, &str)], _) = if is_long() {
+    let (testsets, repeat): (&[(&str, &str)], _) = if quire_tests::is_long("QUIRE_JUDGES") {
         (&[("main", "100"), ("cte", "100"), ("fp", "100"), ("orm", "100"), ("rtree", "10")], "5")
     } else {
         (&[("main", "10"), ("orm", "10")], "1")

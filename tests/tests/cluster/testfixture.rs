@@ -5,7 +5,7 @@
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
-use crate::judges::{here, is_long, place, source, step};
+use crate::judges::{here, place, source, step};
 use nix::sys::signal::{Signal, killpg};
 use nix::sys::wait::{Id, WaitPidFlag, WaitStatus, waitid};
 use nix::unistd::Pid;
@@ -151,9 +151,9 @@ fn its_cases_come_out_as_on_plain_files() {
     };
     let mut expected = Differences::parse(&fs::read_to_string(here().join("differences.txt")).unwrap());
     let named = std::env::var("QUIRE_FIXTURE").ok();
-    let files = named.as_deref().unwrap_or(if is_long() { FILES } else { SHORT });
-    let places: Vec<_> =
-        if is_long() { vec![Place::start(1), Place::start(3)] } else { vec![Place::start(1)] };
+    let is_long = quire_tests::is_long("QUIRE_JUDGES");
+    let files = named.as_deref().unwrap_or(if is_long { FILES } else { SHORT });
+    let places: Vec<_> = if is_long { vec![Place::start(1), Place::start(3)] } else { vec![Place::start(1)] };
     let (mut cases, mut different, mut wrong) = (0, BTreeMap::<String, usize>::new(), Vec::new());
     for file in files.split_whitespace() {
         let (plain, runs) = std::thread::scope(|scope| {
