@@ -90,7 +90,11 @@ impl Database {
             let written = File::create(&path).and_then(|file| file.sync_all()).and_then(|()| sync_dir(&path));
             let mut state = database.state();
             match written {
-                Ok(()) => state.behind = state.behind.map(|_| true),
+                Ok(()) => {
+                    state.behind = state.behind.map(|_| true);
+                    // For a manifest that doesn't wait for it.
+                    let _ = database.context.checkpoints.send(database.id);
+                }
                 // Then the log is kept for it.
                 Err(error) => warn!("{}: {error}", path.display()),
             }
