@@ -108,11 +108,15 @@ fn places() -> impl Iterator<Item = &'static Place> {
     })
 }
 
-fn put(fd: i32, identity: Identity) -> &'static Place {
-    // The kernel has just given this number away: whoever was put down with it lost it before.
+/// The kernel has just given this number away: whoever was put down with it lost it before.
+fn given(fd: i32) {
     for place in places() {
         let _ = place.known.fd.compare_exchange(fd, LOST, Ordering::Relaxed, Ordering::Relaxed);
     }
+}
+
+fn put(fd: i32, identity: Identity) -> &'static Place {
+    given(fd);
     let free = places().find(|place| place.known.fd.load(Ordering::Relaxed) == FREE);
     let place = free.unwrap_or_else(|| {
         let next = PLACES.load(Ordering::Relaxed).cast_const();
@@ -188,6 +192,7 @@ fn keep_null() -> io::Result<()> {
     if NULL.ours().is_none() {
         let null = File::options().read(true).write(true).open("/dev/null")?;
         let identity = identity(null.as_raw_fd()).ok_or_else(io::Error::last_os_error)?;
+        given(null.as_raw_fd());
         NULL.set(null.into_raw_fd(), identity);
     }
     Ok(())
@@ -329,7 +334,18 @@ mod tests {
             let another = socket();
             let replaced =
                 in_child(|| is(another.as_fd().as_raw_fd(), &open("/dev/null")) && is(null, &zero));
-            closed && replaced
+            // A child's own copy of what it closed isn't taken for the new one under the same number.
+            let kept = in_child(|| {
+                take_over(NULL.ours().unwrap(), &zero);
+                let fd = another.as_fd().as_raw_fd();
+                // SAFETY: as in `take_over`.
+                unsafe { libc::close(fd) };
+                let _next = socket();
+                assert_eq!(NULL.ours(), Some(fd), "the lowest number that is free");
+                drop(another);
+                NULL.ours().is_some()
+            });
+            closed && replaced && kept
         }));
     }
 
