@@ -122,7 +122,11 @@ impl Staging {
         let file = options.map_err(io("opening it"))?;
         let mut header = [0; HEADER_SIZE];
         let whole = file.read_exact_at(&mut header, 0).is_ok();
-        VersionError::check("incoming state", &header, MAGIC, VERSION).map_err(DbError::version(&path))?;
+        // One that was cut off is of no version.
+        if whole {
+            VersionError::check("incoming state", &header, MAGIC, VERSION)
+                .map_err(DbError::version(&path))?;
+        }
         let seal = whole.then(|| decode_header(&header, id, page_size)).flatten();
         if seal != Some(0) {
             // First it stops to be a promise: one whose seal is cut off would be taken for a damaged one.

@@ -285,9 +285,9 @@ mod tests {
     async fn a_failed_publication_leaves_no_installed_state_behind() {
         let dir = tempfile::tempdir().unwrap();
         let keep = Keep { most: 16, idle: Duration::from_secs(60) };
-        let first = Registry::new(dir.path(), context(), keep).unwrap();
+        let first = Arc::new(Registry::new(dir.path(), context(), keep).unwrap());
         assert!(first.create(at(1), "x", SIZE).unwrap());
-        let database = first.get(DbId(1)).unwrap();
+        let database = first.open(DbId(1)).await.unwrap().unwrap();
         let path = database.path().to_owned();
         let (old, new) = (pages(&path, 10), pages(&path, 20));
 

@@ -444,6 +444,11 @@ fn a_full_disk_refuses_and_recovers() {
             append(&mut log, vec![command(1, i, 4900)]).await.unwrap();
             i += 1;
             assert!(i < 100);
+            // Once the spare is in use, the preparer has to find out that there is no other.
+            while !disk.list_spares() && log.room_for(u64::MAX).is_ok() {
+                assert!(Instant::now() < deadline);
+                std::thread::yield_now();
+            }
         }
         // The reserve still takes what isn't a proposal.
         append(&mut log, vec![command(1, i, 4000)]).await.unwrap();
