@@ -1,5 +1,5 @@
 //! A leader whose disk is full hands the lead over to a voter whose disk isn't: writes go on there. This node stays a
-//! member that lags, and catches up once it has room ([`quire_raft::Raft::disk_full`]).
+//! member that lags, and catches up once it has room ([`quire_raft::Raft::log_stuck`]).
 
 use crate::node::Node;
 use crate::peers::{self, PeerRequest, PeerResponse};
@@ -22,7 +22,8 @@ pub async fn watch(node: Arc<Node>) {
     loop {
         look.tick().await;
         let leads = node.raft_status().state == ServerState::Leader;
-        let Some(why) = node.disk_full().filter(|_| leads) else {
+        // Small transactions may still fit in, when larger ones are refused.
+        let Some(why) = node.raft().log_stuck().filter(|_| leads) else {
             said = false;
             continue;
         };

@@ -271,7 +271,7 @@ pub(crate) async fn serve(node: &Arc<Node>, request: PeerRequest) -> PeerRespons
         PeerRequest::Remove { node_id } => return members::serve_remove(node, node_id).await,
         PeerRequest::StepDown { to } => return raft.hand_over(to).await.map(drop).into(),
         PeerRequest::HasRoom => {
-            return node.disk_full().map_or(PeerResponse::Index(0), PeerResponse::Unavailable);
+            return node.raft().log_stuck().map_or(PeerResponse::Index(0), PeerResponse::Unavailable);
         }
         PeerRequest::CreateDatabase { name, page_size } => {
             let Some(page_size) = PageSize::new(page_size) else {

@@ -385,6 +385,11 @@ impl Raft {
         self.inner.log.room_for(self.inner.inflight.load(Ordering::Relaxed) + 1).err()
     }
 
+    /// Why the log can't have another segment, while it can't. Proposals that fit into the last one are still taken.
+    pub fn log_stuck(&self) -> Option<String> {
+        self.inner.log.room_for(u64::MAX).err()
+    }
+
     /// Purges the log up to `upto`, inclusive. The caller guarantees that its state machine is durable up to there
     /// (it is what a member that lacks those entries will need). Returns when the purge is on its way: a leader
     /// defers it while it replicates from there.

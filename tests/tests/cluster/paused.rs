@@ -87,8 +87,11 @@ fn an_app_that_stands_still_costs_its_node_a_bounded_lag() {
     scene.test.cluster.wait("the restarted node to know", PATIENCE, fenced).unwrap();
 
     asleep.signal(Signal::SIGCONT);
+    // Its connection is gone, and with it the lease. That may show only when it has sent the transaction: then the node,
+    // which lacks the state, can't say what came of it.
     let verdict = asleep.ask("commit", &["ack", "refused", "unknown"]);
-    assert!(verdict.starts_with(&format!("refused {held} ")), "{verdict}");
+    let is_none = ["refused", "unknown"].iter().any(|what| verdict.starts_with(&format!("{what} {held} ")));
+    assert!(is_none, "{verdict}");
     let healed = |_: &_| {
         let status = status(&scene, node);
         status["name"] == DATABASE && status["fenced"].is_null() && status["lagging"].is_null()

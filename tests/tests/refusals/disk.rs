@@ -16,7 +16,7 @@ struct Small(PathBuf);
 impl Small {
     fn mount(path: &Path, mib: u32) -> Result<Small, String> {
         std::fs::create_dir_all(path).unwrap();
-        mount(path, &format!("size={mib}m"))?;
+        mount(path, &format!("mode=0755,size={mib}m"))?;
         Ok(Small(path.to_owned()))
     }
 
