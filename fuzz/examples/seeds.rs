@@ -201,7 +201,7 @@ fn main() -> std::io::Result<()> {
     write("config", "plain", b"\x01bob:se:cret")?;
 
     // What `Arbitrary` makes of these are steps.
-    for target in ["raft_log", "vote", "capture_model", "transaction"] {
+    for target in ["raft_log", "vote", "capture_model", "wal_model", "transaction"] {
         for (name, factor) in [("steps-ascending", 1u8), ("steps-mixed", 37), ("steps-few", 64)] {
             let bytes: Vec<u8> = (1..=192u8).map(|n| n.wrapping_mul(factor) | 1).collect();
             write(target, name, &bytes)?;

@@ -18,6 +18,7 @@ pub mod raft_wire;
 pub mod sql_script;
 pub mod transaction;
 pub mod vote;
+pub mod wal_model;
 
 /// A directory for this process, in memory where there is such a thing. libFuzzer ends without ceremony, so what processes
 /// that are gone have left is removed here.
@@ -82,3 +83,8 @@ pub mod sql;
 mod transfer_frames;
 #[path = "../../node/src/api/users.rs"]
 mod users;
+
+// ---- from vfs/ --------------------------------------------------------------------------------------
+
+#[path = "../../vfs/tests/common/mod.rs"]
+mod common;

@@ -155,9 +155,7 @@ impl Wal {
             (None, None) => return Err(index("the wal-index has no valid header".into())),
             (None, Some(shown)) => {
                 wal_index::publish(region0, &shown);
-                if wal_index::backfilled(region0) > shown.max_frame {
-                    wal_index::clear_backfilled(region0);
-                }
+                wal_index::finish_restart(region0, shown);
                 let found =
                     header.map_or("is no header".into(), |it| format!("ends at frame {}", it.max_frame.0));
                 let should = shown.max_frame.0;
@@ -166,10 +164,7 @@ impl Wal {
                 )));
             }
         };
-        if wal_index::backfilled(region0) > header.max_frame {
-            wal_index::clear_backfilled(region0);
-        }
-        Ok(header)
+        Ok(wal_index::finish_restart(region0, header))
     }
 
     /// Starts the log anew if all of it is in the database file and no reader needs it (SQLite's

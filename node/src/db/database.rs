@@ -19,6 +19,7 @@ use super::context::Context;
 use super::gate::{Arrived, Held, Waiting};
 use super::incoming::Incoming;
 use super::install::InstallError;
+use super::lag::Behind;
 use super::lessor::Air;
 use super::parts::{Large, PartWork, Stager};
 use super::publish::Unpublished;
@@ -210,8 +211,8 @@ pub(super) struct State {
     pub queued_bytes: usize,
     /// Since when the worker waits for an app to let go of the gate lock.
     pub stuck: Option<Instant>,
-    /// Entries were not kept, and the database has to get its state from another node; true once that is on disk.
-    pub behind: Option<bool>,
+    /// Entries were not kept, and the database has to get its state from another node.
+    pub(super) behind: Option<Behind>,
     pub running: bool,
     /// What the log that was handed over says, ahead of all above.
     pub head: Head,
@@ -578,7 +579,7 @@ impl Database {
     /// an unfinished large transaction count: they are nowhere but in the log.
     pub fn durable(&self) -> (LogPosition, bool) {
         let state = self.state();
-        if state.fenced.is_some() && state.behind == Some(true) {
+        if state.fenced.is_some() && state.behind.is_some_and(|behind| behind.is_recorded) {
             // What it lacks is not to come from the log.
             return (state.durable.position, false);
         }

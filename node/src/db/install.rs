@@ -77,6 +77,11 @@ impl Database {
             self.unlock_gate();
             return (state, Err(InstallError::Fenced));
         }
+        // While an app kept the lock, entries may have been given up that come after what is to be installed.
+        if let Some(last) = state.behind.map(|behind| behind.last).filter(|last| as_of < *last) {
+            self.unlock_gate();
+            return (state, Err(InstallError::Behind(last)));
+        }
         drop(state);
         let result = self.write_incoming(incoming);
         self.unlock_gate();

@@ -20,6 +20,15 @@ use tracing::warn;
 /// Who keeps the gate lock for longer stands still.
 const PATIENCE: Duration = Duration::from_secs(2);
 
+/// What a database that is behind lacks.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Behind {
+    /// The last entry that was given up, as far as this life of the node knows.
+    pub(super) last: u64,
+    /// It is on disk that it is behind.
+    pub(super) is_recorded: bool,
+}
+
 /// The file that says that a database is behind.
 pub(super) fn behind_path(database: &Path) -> PathBuf {
     let mut path = database.as_os_str().to_owned();
@@ -45,6 +54,9 @@ impl State {
     }
 
     fn skip(&mut self, index: Option<u64>) {
+        if let (Some(behind), Some(index)) = (&mut self.behind, index) {
+            behind.last = behind.last.max(index);
+        }
         match (self.queue.back_mut(), index) {
             (Some(Work::Skipped(last)), Some(index)) => *last = index.max(*last),
             (_, Some(index)) => self.queue.push_back(Work::Skipped(index)),
@@ -76,8 +88,8 @@ impl Database {
         let last = state.queue.iter().filter_map(Work::entry).max();
         state.queue.retain(|work| work.entry().is_none());
         state.queued_bytes = 0;
+        state.behind = Some(Behind { last: 0, is_recorded: false });
         state.skip(last);
-        state.behind = Some(false);
         self.fence_for(
             state,
             "an app on this node stands still in a transaction, and what others write meanwhile is no longer kept; its \
@@ -90,11 +102,15 @@ impl Database {
             let written = File::create(&path).and_then(|file| file.sync_all()).and_then(|()| sync_dir(&path));
             let mut state = database.state();
             match written {
-                Ok(()) => {
-                    state.behind = state.behind.map(|_| true);
-                    // For a manifest that doesn't wait for it.
-                    let _ = database.context.checkpoints.send(database.id);
-                }
+                Ok(()) => match &mut state.behind {
+                    Some(behind) => {
+                        behind.is_recorded = true;
+                        // For a manifest that doesn't wait for it.
+                        let _ = database.context.checkpoints.send(database.id);
+                    }
+                    // Its state came meanwhile.
+                    None => forget(database.path()),
+                },
                 // Then the log is kept for it.
                 Err(error) => warn!("{}: {error}", path.display()),
             }

@@ -6,7 +6,7 @@ use super::context::{Context, first_token};
 use super::database::{Database, Files, State};
 use super::incoming::Incoming;
 use super::install::{install_into_file, take_over};
-use super::lag::{self, behind_path};
+use super::lag::{Behind, behind_path};
 use super::parts::{Large, Stager};
 use super::side_file::{Contents, RING_LEN, Record, SideFile};
 use super::{checkpoint, scrub};
@@ -50,7 +50,7 @@ impl Database {
             Ok(incoming) => (incoming, None),
             Err(error) => (None, Some(error.to_string())),
         };
-        let mut is_behind = behind_path(path).exists();
+        let is_behind = behind_path(path).exists();
         let attached = holder.others_attached()?;
         #[cfg(test)]
         let attached = attached || context.sim.is_attached(path);
@@ -63,12 +63,21 @@ impl Database {
         }
         let publications: Vec<_> = records.iter().map(|r| r.publication).collect();
         let plan = recovery::plan(attached, header.as_ref(), durable.position.index, &publications);
-        // Whoever has the file of the old WAL open would go on reading that: there must be nobody, nor may one come.
-        if plan == Plan::Rebuild && holder.exclude_readers()? {
-            if !holder.others_attached()? {
-                Wal::put_away(path)?;
+        if plan == Plan::Rebuild {
+            #[cfg(test)]
+            let is_left_out = crate::sim::is_broken(crate::sim::Rule::Void);
+            #[cfg(not(test))]
+            let is_left_out = false;
+            if !is_left_out {
+                side.void(&records)?;
             }
-            holder.admit_readers();
+            // Whoever has the file of the old WAL open would go on reading that: there must be nobody, nor may one come.
+            if holder.exclude_readers()? {
+                if !holder.others_attached()? {
+                    Wal::put_away(path)?;
+                }
+                holder.admit_readers();
+            }
         }
         let mut wal = Wal::open(path, page_size)?;
         // Where no checkpoint was at work, nobody but the node can have changed the file.
@@ -94,20 +103,9 @@ impl Database {
                     warn!(database = name, "a stock reader is there while the database is rebuilt");
                 }
                 holder.lock(IndexLock::Recover)?;
-                #[cfg(test)]
-                let is_left_out = crate::sim::is_broken(crate::sim::Rule::Void);
-                #[cfg(not(test))]
-                let is_left_out = false;
-                if !is_left_out {
-                    side.void(&records)?;
-                }
                 if let Some(incoming) = incoming.take() {
                     durable = install_into_file(&holder, &mut side, &mut wal, &durable, &incoming)?;
                     hashes = incoming.hashes;
-                    if is_behind {
-                        lag::forget(path);
-                        is_behind = false;
-                    }
                     if durable.target == durable.position.index {
                         holder.admit_readers();
                     }
@@ -161,7 +159,7 @@ impl Database {
             queue: VecDeque::new(),
             queued_bytes: 0,
             stuck: None,
-            behind: is_behind.then_some(true),
+            behind: is_behind.then_some(Behind { last: 0, is_recorded: true }),
             running: false,
             head: Head::new(durable.position.index),
             lease: LeaseTable::new(first_token(), context.lease_timeout),

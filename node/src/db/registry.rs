@@ -87,6 +87,8 @@ struct Moving {
     bytes: usize,
     /// More entries came than could wait.
     has_lost: bool,
+    /// The last attempt failed, and a timer will have the next one made.
+    is_resting: bool,
     /// Dropped when this is over; why an attempt failed.
     news: watch::Sender<Option<String>>,
 }
@@ -94,7 +96,16 @@ struct Moving {
 impl Moving {
     fn new(closed: Closed, is_busy: bool) -> Moving {
         let (waiting, news) = (VecDeque::new(), watch::Sender::default());
-        Moving { closed, is_busy, is_queued: false, waiting, bytes: 0, has_lost: false, news }
+        Moving {
+            closed,
+            is_busy,
+            is_queued: false,
+            waiting,
+            bytes: 0,
+            has_lost: false,
+            is_resting: false,
+            news,
+        }
     }
 
     fn push(&mut self, entry: Entry) {
@@ -286,7 +297,10 @@ impl Registry {
         if let Some(closed) = slots.closed.remove(&id) {
             slots.moving.insert(id, Moving::new(closed, false));
         }
-        let Some(moving) = slots.moving.get_mut(&id).filter(|moving| !moving.is_busy && !moving.is_queued)
+        let Some(moving) = slots
+            .moving
+            .get_mut(&id)
+            .filter(|moving| !moving.is_busy && !moving.is_queued && !moving.is_resting)
         else {
             return;
         };
@@ -349,11 +363,13 @@ impl Registry {
         moving.closed.trouble = Some(why.clone());
         moving.news.send_replace(Some(why));
         if !moving.waiting.is_empty() || moving.has_lost {
+            moving.is_resting = true;
             let registry = self.clone();
             self.context.spawn(async move {
                 tokio::time::sleep(RETRY).await;
                 let mut slots = registry.slots();
-                if slots.moving.contains_key(&id) {
+                if let Some(moving) = slots.moving.get_mut(&id) {
+                    moving.is_resting = false;
                     registry.want(&mut slots, id);
                 }
             });

@@ -235,9 +235,13 @@ fn scrub_goes_on(test: &mut TestCluster) {
 fn away(test: &mut TestCluster) {
     let transactions = if is_long("QUIRE_STORAGE") { 100_000 } else { 1500 };
     let has_lead = |test: &TestCluster| test.cluster.wait_leader(PATIENCE).unwrap() == 1;
+    // One message for each database, as nothing else differs, and about 25 for the one that does, which is more than
+    // there is room for on the way.
+    let status = test.cluster.node(1).unwrap().status().unwrap();
+    let messages = status["store"]["databases"].as_array().unwrap().len() + 1 + 18;
     assert!(test.cluster.stop(1).unwrap().success());
-    // Of about 24 messages.
-    test.cluster.node_mut(1).unwrap().env = vec![("QUIRE_FAULT".into(), "transfer.sent:19".into())];
+    test.cluster.node_mut(1).unwrap().env =
+        vec![("QUIRE_FAULT".into(), format!("transfer.sent:{messages}").into())];
     test.cluster.start_node(1).unwrap();
     while !has_lead(test) {
         let leader = test.cluster.wait_leader(PATIENCE).unwrap();
@@ -245,8 +249,8 @@ fn away(test: &mut TestCluster) {
     }
     let away = 3;
     let writer = create(test, "history", 20);
-    for _ in 0..12 {
-        fill(&writer, 1000, 900);
+    for _ in 0..4 {
+        fill(&writer, 10_000, 900);
     }
     assert_identical(test, "history", QUERIES);
     let last = test.cluster.node(away).unwrap().status().unwrap()["store"]["raft"]["last_log_index"].clone();
@@ -257,7 +261,7 @@ fn away(test: &mut TestCluster) {
     }
     drop(update);
     // Half of it, so that there is much to send, and much that isn't.
-    writer.execute("UPDATE t SET b = randomblob(900) WHERE id < 6000", []).unwrap();
+    writer.execute("UPDATE t SET b = randomblob(900) WHERE id < 20000", []).unwrap();
     let purged = |cluster: &quire_node::cli::local::LocalCluster| {
         let raft = |id| cluster.node(id).unwrap().status().map(|status| status["store"]["raft"].clone());
         [1, 2].iter().all(|id| raft(*id).is_some_and(|raft| raft["purged_index"].as_u64() > last.as_u64()))

@@ -7,14 +7,14 @@
 //! 2. [`wal_index::sweep`], then [`wal_index::append`] for each frame;
 //! 3. [`wal_index::publish`] of the header that [`Appender::finish`] returns.
 //!
-//! A caller that comes after a writer's death brings the index to order first: [`wal_index::recover_header`], and
-//! [`wal_index::clear_backfilled`] where the count of backfilled frames is beyond `mxFrame`, as a restart of the
-//! log that was cut short leaves it.
+//! A caller that may come after a writer's death brings the index to order first: [`wal_index::recover_header`], and
+//! [`wal_index::finish_restart`], for the count of backfilled frames is beyond `mxFrame` where a restart of the log was
+//! cut short. The index alone tells, so this is done every time.
 //!
 //! Dying anywhere before 3 leaves the published state as it was.
 //!
 //! [`wal_index::recover_header`]: super::wal_index::recover_header
-//! [`wal_index::clear_backfilled`]: super::wal_index::clear_backfilled
+//! [`wal_index::finish_restart`]: super::wal_index::finish_restart
 //! [`wal_index::sweep`]: super::wal_index::sweep
 //! [`wal_index::append`]: super::wal_index::append
 //! [`wal_index::publish`]: super::wal_index::publish

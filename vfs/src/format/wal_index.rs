@@ -212,10 +212,23 @@ pub fn backfilled(region0: &Region) -> FrameNo {
     FrameNo(region0[BACKFILL].load(Ordering::Acquire))
 }
 
-/// Says that nothing is backfilled. For a log whose start was cut short by its writer's death: the header was
-/// published and the count still speaks of the log before.
-pub fn clear_backfilled(region0: &Region) {
+/// Ends what a writer's death cut short: a restart of the log, whose header was published while the count of
+/// backfilled frames still speaks of the log before. SQLite would take the new frames up to that count to be in the
+/// file. Returns the published header, which is `header` unless the count had to be cleared.
+///
+/// Then the header gets another change counter: SQLite keeps the count from the moment when a transaction begins, so one that
+/// began before this must not go on to write. It finds its snapshot stale (`SQLITE_BUSY_SNAPSHOT`).
+///
+/// The caller alone may write, and has appended nothing yet; `header` is the published one.
+pub fn finish_restart(region0: &Region, header: IndexHeader) -> IndexHeader {
+    if backfilled(region0) <= header.max_frame {
+        return header;
+    }
+    // The count first: whoever sees the new header must not see the old count.
     region0[BACKFILL].store(0, Ordering::Release);
+    let header = IndexHeader { change: header.change.wrapping_add(1), ..header };
+    publish(region0, &header);
+    header
 }
 
 /// Sets the checkpoint info as SQLite does for a fresh or restarted log: nothing backfilled, slot 0 for

@@ -276,6 +276,8 @@ impl Connection {
             self.gate.release(grant, false);
             return SQLITE_BUSY;
         };
+        // The node does this when a writer dies, but a node that was down then knows of no writer.
+        let header = wal_index::finish_restart(region0, header);
         let page_size = self.gate.info().page_size;
         let capture = Capture::new(page_size, header.max_frame, header.salts);
         let stale = wal_index::raw_header(region0) != self.snapshot;

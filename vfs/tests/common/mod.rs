@@ -147,8 +147,6 @@ pub(crate) struct Replica {
     page_size: PageSize,
     /// How often the WAL was started anew.
     pub(crate) restarts: u32,
-    /// A restart was cut short, and nothing was appended since.
-    cut_short: bool,
 }
 
 impl Replica {
@@ -164,12 +162,18 @@ impl Replica {
         holder.lock(IndexLock::Checkpoint).unwrap();
         let wal =
             File::options().read(true).write(true).create(true).truncate(false).open(wal_path(path)).unwrap();
-        Replica { path: path.to_owned(), holder, wal, page_size, restarts: 0, cut_short: false }
+        Replica { path: path.to_owned(), holder, wal, page_size, restarts: 0 }
     }
 
     /// The published header.
     pub(crate) fn header(&self) -> IndexHeader {
         wal_index::recover_header(self.holder.region(0).unwrap()).unwrap()
+    }
+
+    /// Brings the index to order after a writer's death, and returns the published header. The index itself tells whether a
+    /// restart was cut short: the next to come may be another than the one who saw that.
+    pub(crate) fn tidy(&self) -> IndexHeader {
+        wal_index::finish_restart(self.holder.region(0).unwrap(), self.header())
     }
 
     /// Appends and publishes a transaction, in a new generation of the WAL if all of it is in the database
@@ -200,10 +204,7 @@ impl Replica {
 
     /// Writes the first `count` frames of a transaction and enters them into the index.
     fn write(&mut self, txn: &Txn, count: usize) -> IndexHeader {
-        let base = self.header();
-        if std::mem::take(&mut self.cut_short) {
-            wal_index::clear_backfilled(self.holder.region(0).unwrap());
-        }
+        let base = self.tidy();
         let fresh = if base.salts == Salts::default() { Salts(random()) } else { base.salts };
         let (mut appender, wal_header) = Appender::new(base, self.page_size, fresh, 0);
         if let Some(bytes) = wal_header {
@@ -236,8 +237,7 @@ impl Replica {
 
     /// As [`Replica::try_restart`] by a writer that dies once the header is published.
     pub(crate) fn restart_cut_short(&mut self) -> bool {
-        self.cut_short = self.restart(false);
-        self.cut_short
+        self.restart(false)
     }
 
     fn restart(&mut self, is_finished: bool) -> bool {
