@@ -32,6 +32,7 @@ pub mod exchange;
 pub mod load;
 pub mod members;
 pub mod metrics;
+mod origin;
 pub mod outcome;
 pub mod server;
 mod sink;
@@ -90,7 +91,16 @@ pub fn router(node: Arc<Node>, auth: Option<Arc<Auth>>) -> Router {
             error(StatusCode::METHOD_NOT_ALLOWED, "this path does not take this method")
         })
         .layer(middleware::from_fn_with_state(auth, common))
+        .layer(middleware::from_fn(own_pages))
         .with_state(node)
+}
+
+/// No page of another site has anything changed, whoever is logged in to the browser that it is shown in.
+async fn own_pages(request: Request, next: Next) -> Response {
+    if origin::is_foreign(request.method(), request.uri(), request.headers()) {
+        return error(StatusCode::FORBIDDEN, origin::REFUSED);
+    }
+    next.run(request).await
 }
 
 /// What every request has in common: who may do it, a deadline, rqlite's version header, OPTIONS.
