@@ -2,7 +2,8 @@
 //! every request.
 //!
 //! - Passwords are compared by their digests under a key of this process, so that the time it takes says nothing about
-//!   them. A name that nobody has takes as long as a wrong password.
+//!   them. If any user has a hash, whatever is wrong costs a check of one: a name that nobody has takes as long as a wrong
+//!   password, be that of a hash or a plain one.
 //! - A hash, which is costly to check by design, is checked once for each password that was right. Two are checked at a time,
 //!   and few wait; beyond that, requests are told to come again. So strangers take no more than that of the machine.
 //! - Who fails often is put off ([`super::throttle`]): from then on nothing of his is checked for a while, right or wrong.
@@ -111,10 +112,9 @@ impl Auth {
             return Verdict::Later(seconds);
         }
         let user = users.users.iter().find(|user| user.name == name);
-        let Some(secret) = user.or(users.users.first()).map(|user| &user.secret) else {
-            return Verdict::Denied;
+        let Some(right) = self.is_right(&users, user, &name, password).await else {
+            return Verdict::Later(1);
         };
-        let Some(right) = self.is_right(secret, &name, password).await else { return Verdict::Later(1) };
         let Some(user) = user.filter(|_| right) else {
             throttle().failed(from, who, Instant::now());
             return Verdict::Denied;
@@ -127,14 +127,27 @@ impl Auth {
     }
 
     /// `None`: too many are being checked.
-    async fn is_right(&self, secret: &Secret, name: &str, password: String) -> Option<bool> {
-        let hash = match secret {
-            Secret::Plain(expected) => return Some(digest(&self.key, &[&password]) == *expected),
-            Secret::Hash(hash) => hash.clone(),
+    async fn is_right(
+        &self,
+        users: &Users,
+        user: Option<&User>,
+        name: &str,
+        password: String,
+    ) -> Option<bool> {
+        let (hash, may_be_right) = match user.map(|user| &user.secret) {
+            Some(Secret::Plain(expected)) if digest(&self.key, &[&password]) == *expected => {
+                return Some(true);
+            }
+            Some(Secret::Hash(hash)) => (hash.clone(), true),
+            // Wrong already; only its cost is wanted.
+            _ => match users.any_hash() {
+                Some(hash) => (hash.to_owned(), false),
+                None => return Some(false),
+            },
         };
         let id = digest(&self.key, &[name, &hash, &password]);
         let known = || self.known.lock().unwrap_or_else(PoisonError::into_inner);
-        if known().contains(&id) {
+        if may_be_right && known().contains(&id) {
             return Some(true);
         }
         let _place = self.checking.try_acquire().ok()?;
@@ -143,7 +156,7 @@ impl Auth {
             let parsed = PasswordHash::new(&hash);
             parsed.is_ok_and(|h| Argon2::default().verify_password(password.as_bytes(), &h).is_ok())
         };
-        let right = tokio::task::spawn_blocking(check).await.unwrap_or(false);
+        let right = tokio::task::spawn_blocking(check).await.unwrap_or(false) && may_be_right;
         if right {
             let mut known = known();
             if known.len() >= MAX_KNOWN {
@@ -297,6 +310,32 @@ mod tests {
         let put_off = verdicts.iter().filter(|verdict| **verdict == Verdict::Later(1)).count();
         assert_eq!((put_off, verdicts.len() - put_off), (20, MAX_CHECKING));
         assert!(!verdicts.contains(&Verdict::Allowed));
+    }
+
+    /// Where a check has no place, what would cost one is put off.
+    #[tokio::test(flavor = "current_thread")]
+    async fn whatever_is_wrong_costs_a_check() {
+        let text = format!(
+            r#"[{{"username":"bob","password":"plain","perms":["all"]}},
+                {{"username":"ann","password":"{}","perms":["all"]}}]"#,
+            hash("right").unwrap()
+        );
+        let mixed = auth(&text).unwrap();
+        for (name, password) in [("eve", "right"), ("eve", "plain"), ("bob", "right")] {
+            assert_eq!(mixed.check(HERE, &basic(name, password), &["all"]).await, Verdict::Denied, "{name}");
+        }
+        let _places = mixed.checking.acquire_many(MAX_CHECKING as u32).await.unwrap();
+        for (name, password) in [("eve", "right"), ("bob", "wrong"), ("ann", "wrong")] {
+            assert_eq!(
+                mixed.check(HERE, &basic(name, password), &["all"]).await,
+                Verdict::Later(1),
+                "{name}"
+            );
+        }
+        assert!(allows(&mixed, &basic("bob", "plain"), &["all"]).await);
+        let plain = auth(r#"[{"username":"bob","password":"plain","perms":["all"]}]"#).unwrap();
+        let _places = plain.checking.acquire_many(MAX_CHECKING as u32).await.unwrap();
+        assert_eq!(plain.check(HERE, &basic("eve", "plain"), &["all"]).await, Verdict::Denied);
     }
 
     #[test]

@@ -32,6 +32,7 @@ pub mod exchange;
 pub mod load;
 pub mod members;
 pub mod metrics;
+mod origin;
 pub mod outcome;
 pub mod server;
 mod sink;
@@ -60,6 +61,8 @@ use std::time::Duration;
 pub const RQLITE_VERSION: &str = concat!("v10.0.0-quire-", env!("CARGO_PKG_VERSION"));
 /// No request of this API takes longer.
 const DEADLINE: Duration = Duration::from_secs(60);
+/// A duration in a query that is longer counts as this: clocks can be asked what the time will be then.
+const MAX_DURATION: Duration = Duration::from_secs(30 * 24 * 3600);
 
 /// The routes.
 pub fn router(node: Arc<Node>, auth: Option<Arc<Auth>>) -> Router {
@@ -88,7 +91,16 @@ pub fn router(node: Arc<Node>, auth: Option<Arc<Auth>>) -> Router {
             error(StatusCode::METHOD_NOT_ALLOWED, "this path does not take this method")
         })
         .layer(middleware::from_fn_with_state(auth, common))
+        .layer(middleware::from_fn(own_pages))
         .with_state(node)
+}
+
+/// No page of another site has anything changed, whoever is logged in to the browser that it is shown in.
+async fn own_pages(request: Request, next: Next) -> Response {
+    if origin::is_foreign(request.method(), request.uri(), request.headers()) {
+        return error(StatusCode::FORBIDDEN, origin::REFUSED);
+    }
+    next.run(request).await
 }
 
 /// What every request has in common: who may do it, a deadline, rqlite's version header, OPTIONS.
@@ -156,7 +168,7 @@ impl Params {
         self.get(key).is_some_and(|value| !matches!(value, "false" | "0"))
     }
 
-    /// A duration as Go writes it: `500ms`, `2s`, `1m30s`.
+    /// A duration as Go writes it: `500ms`, `2s`, `1m30s`; at most 30 days.
     pub(crate) fn duration(&self, key: &str) -> Result<Option<Duration>, String> {
         let Some(text) = self.get(key) else { return Ok(None) };
         let bad = || format!("{key}={text}: give a duration such as 500ms, 2s or 1m");
@@ -187,7 +199,7 @@ fn go_duration(text: &str) -> Option<Duration> {
         seconds += number.parse::<f64>().ok()? * unit;
         rest = after;
     }
-    Duration::try_from_secs_f64(seconds).ok()
+    Duration::try_from_secs_f64(seconds.min(MAX_DURATION.as_secs_f64())).ok()
 }
 
 impl<S: Send + Sync> axum::extract::FromRequestParts<S> for Params {
@@ -217,6 +229,9 @@ mod tests {
         assert_eq!(params("1m30.5s").duration("timeout"), Ok(Some(Duration::from_millis(90_500))));
         assert_eq!(params("0").duration("timeout"), Ok(Some(Duration::ZERO)));
         assert_eq!(params("250µs").duration("timeout"), Ok(Some(Duration::from_micros(250))));
+        for long in ["721h", "3000000000000000h", "3000000000000000h1s", &format!("{}h", "9".repeat(400))] {
+            assert_eq!(params(long).duration("timeout"), Ok(Some(MAX_DURATION)), "{long}");
+        }
         for bad in ["", "5", "s", "-1s", "1e400s", "5 s", "1s5", "1s5x"] {
             assert!(params(bad).duration("timeout").is_err(), "{bad}");
         }

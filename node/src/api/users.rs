@@ -62,6 +62,16 @@ pub(crate) struct Users {
     pub(crate) everyone: HashSet<String>,
 }
 
+impl Users {
+    /// The hash of some user, if any has one.
+    pub(crate) fn any_hash(&self) -> Option<&str> {
+        self.users.iter().find_map(|user| match &user.secret {
+            Secret::Hash(hash) => Some(hash.as_str()),
+            Secret::Plain(_) => None,
+        })
+    }
+}
+
 /// A digest under a key, of parts that can't run into each other.
 pub(crate) fn digest(key: &[u8; 32], parts: &[&str]) -> [u8; 32] {
     let mut hasher = Sha256::new();

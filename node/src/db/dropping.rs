@@ -138,6 +138,7 @@ fn remove_files(database: &Path) {
     let files = [
         database.to_owned(),
         with("-wal"),
+        with("-wal-old"),
         with("-shm"),
         with("-gate"),
         incoming_path(database),
@@ -159,7 +160,7 @@ mod tests {
     fn tombstones_stay_while_they_are_needed() {
         let dir = tempfile::tempdir().unwrap();
         let database = dir.path().join("a-dropped-1.db");
-        for suffix in ["", "-wal", "-shm", "-quire", "-gate"] {
+        for suffix in ["", "-wal", "-wal-old", "-shm", "-quire", "-gate"] {
             std::fs::write(format!("{}{suffix}", database.display()), b"x").unwrap();
         }
         std::fs::write(dir.path().join("other.db-quire"), b"x").unwrap();

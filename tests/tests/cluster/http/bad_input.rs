@@ -7,6 +7,38 @@ use std::io::Write;
 use std::net::TcpStream;
 use std::thread;
 
+/// What a browser sends for a page: refused if that is another site's and something could change.
+pub(super) fn other_sites(scene: &Scene) {
+    let address = &scene.leader;
+    let said = |method: &str, path: &str, headers: &[&str], body: &str| {
+        let mut lines = vec!["Content-Type: text/plain"];
+        lines.extend(headers);
+        request(address, method, path, &lines, body.as_bytes()).unwrap()
+    };
+    let own = format!("Origin: http://{address}");
+    let create = "CREATE TABLE IF NOT EXISTS pages(x)";
+    for foreign in [
+        &["Sec-Fetch-Site: cross-site"][..],
+        &["Sec-Fetch-Site: same-site", &own],
+        &["Origin: http://evil.example"],
+        &["Origin: http://127.0.0.1:1"],
+        &["Origin: null"],
+    ] {
+        for (method, path) in [("POST", "/db/execute"), ("POST", "/db/load"), ("DELETE", "/remove")] {
+            let answer = said(method, path, foreign, create);
+            assert_eq!(answer.status, 403, "{path} {foreign:?}: {answer:?}");
+            assert!(answer.body.contains("another site"), "{answer:?}");
+        }
+        assert_eq!(said("GET", "/db/query?q=SELECT%201", foreign, "").status, 200, "{foreign:?}");
+    }
+    assert_eq!(scene.count("SELECT count(*) FROM sqlite_schema WHERE name='pages'"), 0);
+    for own in [&["Sec-Fetch-Site: same-origin", &own][..], &["Sec-Fetch-Site: none"], &[&own], &[]] {
+        let answer = said("POST", "/db/execute", own, create);
+        assert!(answer.status == 200 && !answer.body.contains("error"), "{own:?}: {answer:?}");
+    }
+    assert_eq!(scene.count("SELECT count(*) FROM sqlite_schema WHERE name='pages'"), 1);
+}
+
 pub(super) fn refusals(scene: &Scene) {
     let escaped = scene.test.dir.path().join("escaped.db");
     for address in scene.all() {

@@ -54,6 +54,7 @@ fn sql_over_http() {
     step("endings of transactions", || statements::endings(&scene));
     step("what a request can't do", || bad_input::refusals(&scene));
     step("connections of their own", || statements::alone(&scene));
+    step("pages of other sites", || bad_input::other_sites(&scene));
     step("bodies that make no sense", || bad_input::bad_bodies(&scene));
     step("slow clients", || bad_input::slow_clients(&scene));
     step("the document", || document::document(&scene));
