@@ -38,7 +38,7 @@ pub struct Peer {
 pub struct AppliedState {
     /// Position of the last entry whose effects survive a crash; `None` when nothing was ever applied.
     pub position: Option<LogPosition>,
-    /// The last membership at or below `position`, as it came in [`Payload::Membership`].
+    /// The last membership at or below `position`, as it came in [`crate::Payload::Membership`].
     pub membership: Option<Bytes>,
     /// `position` comes from a snapshot that was installed, and the log may not know of it yet: the node may have ended
     /// in between.

@@ -1,4 +1,4 @@
-//! Who may do what: users, passwords and permissions from a file ([`super::users`]), as rqlite has them, checked before
+//! Who may do what: users, passwords and permissions from a file (`api/users.rs`), as rqlite has them, checked before
 //! every request.
 //!
 //! - Passwords are compared by their digests under a key of this process, so that the time it takes says nothing about
@@ -6,7 +6,7 @@
 //!   password, be that of a hash or a plain one.
 //! - A hash, which is costly to check by design, is checked once for each password that was right. Two are checked at a time,
 //!   and few wait; beyond that, requests are told to come again. So strangers take no more than that of the machine.
-//! - Who fails often is put off ([`super::throttle`]): from then on nothing of his is checked for a while, right or wrong.
+//! - Who fails often is put off (`api/throttle.rs`): from then on nothing of his is checked for a while, right or wrong.
 
 use super::throttle::Throttle;
 use super::users::{self, Secret, User, Users, digest};
