@@ -316,17 +316,22 @@ impl Registry {
     /// Opens what is to be opened, until nothing is.
     fn open_queued(self: Arc<Self>) {
         loop {
-            let (id, name, page_size) = {
+            {
                 let mut slots = self.slots();
-                let Some(id) = slots.queue.pop_front() else {
+                if slots.queue.is_empty() {
                     slots.openers -= 1;
                     return;
-                };
+                }
+            }
+            // It may take its time, and whoever drops a database waits for the thread that is at its files.
+            self.make_room();
+            let (id, name, page_size) = {
+                let mut slots = self.slots();
+                let Some(id) = slots.queue.pop_front() else { continue };
                 let Some(moving) = slots.moving.get_mut(&id) else { continue };
                 (moving.is_queued, moving.is_busy) = (false, true);
                 (id, moving.closed.name.clone(), moving.closed.page_size)
             };
-            self.make_room();
             let path = database_path(&self.directory, &name);
             match Database::open(self.context.clone(), &path, id, &name, page_size, true) {
                 Ok(database) => self.is_open(id, Arc::new(database), true),
