@@ -435,26 +435,11 @@ impl StateMachine for Machine {
 mod tests {
     use super::*;
     use crate::db::registry::Keep;
-    use crate::leadership::Leadership;
     use std::time::Duration;
-    use tokio::sync::mpsc;
 
     fn machine(dir: &Path) -> Machine {
         crate::db::sql::register().unwrap();
-        let context = Arc::new(Context {
-            node_id: 1,
-            leadership: Leadership::new(Duration::from_secs(1)),
-            runtime: tokio::runtime::Handle::current(),
-            checkpoints: mpsc::unbounded_channel().0,
-            repairs: mpsc::unbounded_channel().0,
-            checkpoint_bytes: 1 << 20,
-            queue_bytes: 1 << 20,
-            unstaged: watch::Sender::default(),
-            flushed: OnceLock::new(),
-            lease_timeout: Duration::from_secs(10),
-            node: OnceLock::new(),
-            sim: Default::default(),
-        });
+        let context = Arc::new(Context::alone());
         let keep = Keep { most: 16, idle: Duration::from_secs(60) };
         let registry = Arc::new(Registry::new(&dir.join("db"), context.clone(), keep).unwrap());
         Machine::open(dir, registry, context).unwrap()

@@ -7,7 +7,7 @@
 
 mod common;
 
-use common::{Replica, api, new_database};
+use common::{Replica, api, database_info, new_database};
 use quire_vfs::format::transaction::TxnId;
 use quire_vfs::format::{FrameNo, PageSize};
 use quire_vfs::gate::proto::{Outcome, Refusal, WalTarget};
@@ -15,7 +15,6 @@ use quire_vfs::gate::{DatabaseInfo, Gate, Grant};
 use quire_vfs::shim::vfs::{self, OpenRequest};
 use rusqlite::{Connection, OpenFlags, ffi};
 use std::path::Path;
-use std::time::Duration;
 
 /// Of a node that lets everybody in and commits everything.
 struct OpenGate(DatabaseInfo);
@@ -42,16 +41,7 @@ impl Gate for OpenGate {
 
 fn opener(request: &OpenRequest) -> Result<Box<dyn Gate>, String> {
     let (_, name) = vfs::locate(&request.path)?;
-    let info = DatabaseInfo {
-        name,
-        node_id: 1,
-        page_size: PageSize::DEFAULT,
-        commit_deadline: Duration::from_secs(10),
-        max_transaction: u64::MAX,
-        part_bytes: 1 << 20,
-        wal_limit: u64::MAX,
-    };
-    Ok(Box::new(OpenGate(info)))
+    Ok(Box::new(OpenGate(database_info(name))))
 }
 
 /// An app with a small cache, which spills.

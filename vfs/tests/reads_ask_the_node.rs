@@ -5,7 +5,7 @@
 
 mod common;
 
-use common::{Replica, Txn, api, new_database};
+use common::{Replica, Txn, api, database_info, new_database};
 use quire_vfs::format::transaction::TxnId;
 use quire_vfs::format::{PageSize, database};
 use quire_vfs::gate::proto::{NodeStatus, Outcome, ReadGoal, Refusal, RefusalCode, WalTarget};
@@ -82,16 +82,7 @@ impl Gate for FakeGate {
 
 fn opener(request: &OpenRequest) -> Result<Box<dyn Gate>, String> {
     let (_, name) = vfs::locate(&request.path)?;
-    let info = DatabaseInfo {
-        name,
-        node_id: 1,
-        page_size: PageSize::DEFAULT,
-        commit_deadline: Duration::from_secs(10),
-        max_transaction: u64::MAX,
-        part_bytes: 1 << 20,
-        wal_limit: u64::MAX,
-    };
-    Ok(Box::new(FakeGate(info, NODE.get().unwrap().clone())))
+    Ok(Box::new(FakeGate(database_info(name), NODE.get().unwrap().clone())))
 }
 
 fn open(path: &Path, parameters: &str) -> Connection {

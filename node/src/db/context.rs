@@ -37,6 +37,27 @@ pub struct Context {
     pub(crate) sim: crate::sim::Hooks,
 }
 
+#[cfg(test)]
+impl Context {
+    /// A node's without a node: what it asks for is done by nobody.
+    pub(crate) fn alone() -> Context {
+        Context {
+            node_id: 1,
+            leadership: Leadership::new(Duration::from_secs(1)),
+            runtime: tokio::runtime::Handle::current(),
+            checkpoints: mpsc::unbounded_channel().0,
+            repairs: mpsc::unbounded_channel().0,
+            checkpoint_bytes: 1 << 20,
+            queue_bytes: 1 << 20,
+            unstaged: watch::Sender::default(),
+            flushed: OnceLock::new(),
+            lease_timeout: Duration::from_secs(10),
+            node: OnceLock::new(),
+            sim: Default::default(),
+        }
+    }
+}
+
 impl Context {
     /// Starts a task of the node.
     pub fn spawn<T: Send + 'static>(

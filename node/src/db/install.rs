@@ -226,7 +226,6 @@ mod tests {
     use crate::db::database::Work;
     use crate::db::incoming::{Staging, incoming_path};
     use crate::db::registry::{Keep, Registry};
-    use crate::leadership::Leadership;
     use quire_raft::LogPosition;
     use quire_vfs::format::PageSize;
     use quire_vfs::format::checksum::PageHashes;
@@ -234,7 +233,7 @@ mod tests {
     use std::path::Path;
     use std::sync::OnceLock;
     use std::time::Duration;
-    use tokio::sync::{mpsc, oneshot, watch};
+    use tokio::sync::{oneshot, watch};
 
     const SIZE: PageSize = PageSize::DEFAULT;
 
@@ -244,20 +243,7 @@ mod tests {
 
     fn context() -> Arc<Context> {
         crate::db::sql::register().unwrap();
-        Arc::new(Context {
-            node_id: 1,
-            leadership: Leadership::new(Duration::from_secs(1)),
-            runtime: tokio::runtime::Handle::current(),
-            checkpoints: mpsc::unbounded_channel().0,
-            repairs: mpsc::unbounded_channel().0,
-            checkpoint_bytes: 1 << 20,
-            queue_bytes: 1 << 20,
-            unstaged: watch::Sender::default(),
-            flushed: OnceLock::from(watch::channel(1000).1),
-            lease_timeout: Duration::from_secs(10),
-            node: OnceLock::new(),
-            sim: Default::default(),
-        })
+        Arc::new(Context { flushed: OnceLock::from(watch::channel(1000).1), ..Context::alone() })
     }
 
     /// Two pages: a database header with this user version, and anything.

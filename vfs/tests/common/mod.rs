@@ -10,6 +10,7 @@ use quire_vfs::format::append::Appender;
 use quire_vfs::format::wal::{self, Salts, Scan};
 use quire_vfs::format::wal_index::{self, HeapIndex, IndexHeader, WalIndex};
 use quire_vfs::format::{FrameNo, PageNo, PageSize, database};
+use quire_vfs::gate::DatabaseInfo;
 use quire_vfs::holder::{Holder, IndexLock};
 use quire_vfs::shim::ffi::{Api, sqlite3_vfs};
 use rusqlite::{Connection, ffi};
@@ -20,6 +21,7 @@ use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::atomic::Ordering;
+use std::time::Duration;
 
 /// The bundled SQLite's functions, as the daemon would take them.
 pub(crate) fn api() -> Api {
@@ -318,4 +320,17 @@ pub(crate) fn copy(from: &Path, to: &Path) {
 /// Runs SQL and dot commands in the machine's `sqlite3`.
 pub(crate) fn cli_output(cli: &Path, db: &Path, script: &[&str]) -> String {
     run(Command::new(cli).arg("-batch").arg("-bail").arg(db).args(script))
+}
+
+/// What a gate that is none says of a database: no limit is near.
+pub(crate) fn database_info(name: String) -> DatabaseInfo {
+    DatabaseInfo {
+        name,
+        node_id: 1,
+        page_size: PageSize::DEFAULT,
+        commit_deadline: Duration::from_secs(10),
+        max_transaction: u64::MAX,
+        part_bytes: 1 << 20,
+        wal_limit: u64::MAX,
+    }
 }
