@@ -31,30 +31,36 @@ class Terminal:
         fcntl.ioctl(self.fd, termios.TIOCSWINSZ, struct.pack("HHHH", 50, 160, 0, 0))
         self.text = ""
 
-    def wait(self, pattern, key=None):
-        """Waits for this in what came since the last `type`, without what moves the cursor."""
-        deadline = time.monotonic() + PATIENCE
+    def wait(self, pattern, patience=PATIENCE):
+        """Waits for this in what came since the last `type`, without what moves the cursor; whether it came."""
+        deadline = time.monotonic() + patience
         while not re.search(pattern, re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]|\r", "", self.text), re.S):
             left = deadline - time.monotonic()
+            if left <= 0 and patience < PATIENCE:
+                return False
             assert left > 0, f"waited for {pattern!r}; there is {self.text!r}"
-            if key:
-                os.write(self.fd, key.encode())
-                left = 0.2
             if select.select([self.fd], [], [], left)[0]:
                 try:
                     self.text += os.read(self.fd, 65536).decode(errors="replace")
                 except OSError:
                     raise AssertionError(f"it ended while {pattern!r} was waited for: {self.text!r}")
+        return True
 
     def type(self, text, pattern):
         self.text = ""
         os.write(self.fd, text.encode())
         self.wait(pattern)
 
-    def press(self, key, pattern):
-        """Presses a key until this comes: when the statement runs can't be seen from here."""
+    def interrupt(self):
+        """Ctrl-C until the statement has ended: when it runs can't be seen from here. Pressed once more than needed, it
+        would end the next statement, so the answer to one is waited for."""
         self.text = ""
-        self.wait(pattern, key)
+        deadline = time.monotonic() + PATIENCE
+        while "interrupted" not in self.text:
+            assert time.monotonic() < deadline, f"it isn't interrupted; there is {self.text!r}"
+            os.write(self.fd, INTERRUPT.encode())
+            self.wait("interrupted", patience=5)
+        self.wait(r"Error: interrupted.*" + PROMPT)
 
     def end(self):
         """Ctrl-D; the exit status."""
@@ -102,7 +108,7 @@ shell.type(INTERRUPT, r"\n" + PROMPT)
 shell.type(
     "WITH RECURSIVE c(n) AS (SELECT 1 UNION ALL SELECT n+1 FROM c) SELECT max(n) FROM c;" + ENTER, r"\n$"
 )
-shell.press(INTERRUPT, r"Error: interrupted.*" + PROMPT)
+shell.interrupt()
 shell.type("SELECT 'goes on';" + ENTER, r"\| goes on +\|.*" + PROMPT)
 # The prompt shows an open transaction.
 shell.type("BEGIN;" + ENTER, r"quire:main\*> $")
