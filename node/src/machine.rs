@@ -267,6 +267,8 @@ impl Machine {
 
     /// All databases have at least the state of a snapshot: so has the manifest.
     fn adopt(&self, applied: AppliedState, dropped: Vec<Dropped>) -> io::Result<()> {
+        // It names none that is gone.
+        self.registry.wait_left();
         let _one = self.storing.lock().unwrap_or_else(PoisonError::into_inner);
         let databases = self.registry.known();
         let manifest = Manifest {
@@ -308,12 +310,15 @@ impl Machine {
         }
         let membership = state.memberships.iter().rev().find(|(at, _)| *at <= position.index);
         let membership = membership.map_or(&state.manifest.membership, |(_, bytes)| bytes);
+        // One whose files are still being used is named, and not gone yet: the entry that drops it comes after this.
+        let is_gone = |gone: &&Dropped| databases.iter().all(|db| db.id != gone.id);
         let dropped = state.dropped.iter().filter(|gone| gone.by.is_none_or(|by| by > position.index));
+        let dropped = dropped.filter(is_gone).cloned().collect();
         Some(Manifest {
             position: Some(position),
             membership: membership.clone(),
             databases: databases.into_iter().map(|db| (db.id, db.page_size, db.name)).collect(),
-            dropped: dropped.cloned().collect(),
+            dropped,
             ahead: false,
         })
     }
@@ -376,6 +381,10 @@ impl StateMachine for Machine {
             for id in dropped.into_iter().filter(|id| id.0 <= position.index && !named.contains(id)) {
                 node.machine().drop_early(id).map_err(io::Error::other)?;
             }
+            // Another one may have their names.
+            let registry = node.registry().clone();
+            let left = tokio::task::spawn_blocking(move || registry.wait_left());
+            left.await.map_err(io::Error::other)?;
             node.machine().discard_prepared(&named).map_err(io::Error::other)?;
             for (id, page_size, name) in manifest.databases {
                 let (machine, this) = (node.machine().clone(), name.clone());

@@ -11,6 +11,7 @@
 
 use super::DbError;
 use super::applier::wal_path;
+use super::creation::empty;
 use super::database::{Database, DatabaseStatus, VERIFICATIONS, Verification, Work};
 use super::incoming::incoming_path;
 use super::lag::behind_path;
@@ -122,6 +123,12 @@ impl Closed {
         let head = Head::new(durable.position.index);
         let (name, verifications) = (name.to_owned(), VecDeque::new());
         Closed { id, name, page_size, durable, scrub, head, verifications, trouble: None }
+    }
+
+    /// A database whose files the entry at `position` creates, before they are there.
+    pub(super) fn to_come(position: LogPosition, name: &str, page_size: PageSize) -> Closed {
+        let (.., durable) = empty(position, page_size);
+        Closed::new(DbId(position.index), name, page_size, durable, ScrubMark::default())
     }
 
     /// Looks at the files of a database that nobody in this process has open. `None` where they are not those of one

@@ -18,6 +18,16 @@ pub(super) fn has_files(path: &Path, id: DbId, page_size: PageSize) -> Result<bo
     Ok(SideFile::identify(path)? == Some((id, page_size)) && path.exists())
 }
 
+/// An empty database: its only page, the hashes, and what is durable of it, but for how its file looks.
+pub(super) fn empty(position: LogPosition, page_size: PageSize) -> (Vec<u8>, PageHashes, Durable) {
+    let image = empty_database(page_size);
+    let mut hashes = PageHashes::new(page_size);
+    hashes.apply(&PageHashes::delta(1, [(PageNo(1), image.as_slice())]));
+    let (checksum, pages) = (hashes.checksum(), hashes.len());
+    let durable = Durable { position, target: position.index, checksum, pages, stamp: Stamp::default() };
+    (image, hashes, durable)
+}
+
 /// Writes the files of an empty database. Whatever stands there under its name is put aside.
 pub(super) fn create_files(
     path: &Path,
@@ -25,15 +35,11 @@ pub(super) fn create_files(
     page_size: PageSize,
 ) -> Result<Durable, DbError> {
     put_aside(path)?;
-    let image = empty_database(page_size);
-    let mut hashes = PageHashes::new(page_size);
-    hashes.apply(&PageHashes::delta(1, [(PageNo(1), image.as_slice())]));
+    let (image, hashes, mut durable) = empty(position, page_size);
     let mut file = File::create(path).map_err(DbError::io(path, "creating it"))?;
     file.write_all(&image).map_err(DbError::io(path, "writing it"))?;
     file.sync_all().map_err(DbError::io(path, "syncing it"))?;
-    let (checksum, pages) = (hashes.checksum(), hashes.len());
-    let stamp = Stamp::of(path, &image)?;
-    let durable = Durable { position, target: position.index, checksum, pages, stamp };
+    durable.stamp = Stamp::of(path, &image)?;
     // The side file comes last: with it, the database counts as created.
     SideFile::create(path, DbId(position.index), &durable, &hashes)?;
     sync_dir(path).map_err(DbError::io(path, "syncing its directory"))?;

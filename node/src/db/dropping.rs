@@ -7,7 +7,8 @@
 //!    mark after it has opened them;
 //! 2. its side file is renamed to `NAME.db-dropped-ID`, durably: the *tombstone*. Without it, a manifest that still
 //!    names the database would make the next start look for files that are gone;
-//! 3. its other files are removed. Who has them open, an app or a backup, reads on in what is nobody else's any more.
+//! 3. its other files are removed. Where a thread is just opening or closing them, this and the step before are its to
+//!    do, when it is done ([`super::registry`]): `apply` doesn't wait for it. Who has them open, an app or a backup, reads on in what is nobody else's any more.
 //! 4. Once a manifest is stored that does not name the database, the tombstone is removed.
 //!
 //! Entries that are read again after a restart and name a database that is gone have no effect; one that creates it

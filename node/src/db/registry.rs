@@ -17,8 +17,11 @@
 //! A database is closed when nobody but the registry has a reference to it, all that was committed is in its file,
 //! and it has not been used for a while, or more are open than should be. Those that are in use stay open, and so do some
 //! that were used last, however long ago that was: with few databases, none is ever closed.
+//!
+//! One that is dropped while a thread is at its files is *leaving* until that is done (`registry/leaving.rs`).
 
 mod closing;
+mod leaving;
 mod listing;
 
 pub use listing::Known;
@@ -38,6 +41,7 @@ use quire_raft::LogPosition;
 use quire_vfs::format::PageSize;
 use quire_vfs::shim::vfs::MARKER;
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::io;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
@@ -89,6 +93,8 @@ struct Moving {
     has_lost: bool,
     /// The last attempt failed, and a timer will have the next one made.
     is_resting: bool,
+    /// The entry that creates it, if its files are yet to come: those of a dropped one of its name are still there.
+    creation: Option<LogPosition>,
     /// Dropped when this is over; why an attempt failed.
     news: watch::Sender<Option<String>>,
 }
@@ -104,6 +110,7 @@ impl Moving {
             bytes: 0,
             has_lost: false,
             is_resting: false,
+            creation: None,
             news,
         }
     }
@@ -131,6 +138,8 @@ struct Slots {
     open: BTreeMap<DbId, Open>,
     closed: BTreeMap<DbId, Closed>,
     moving: BTreeMap<DbId, Moving>,
+    /// Dropped, but a thread is still at their files.
+    leaving: BTreeMap<DbId, Closed>,
     names: BTreeMap<String, DbId>,
     /// To be opened, in order.
     queue: VecDeque<DbId>,
@@ -157,7 +166,7 @@ pub struct Registry {
     context: Arc<Context>,
     keep: Keep,
     slots: Mutex<Slots>,
-    /// A thread is done with a database's files.
+    /// The files of a dropped database have gone.
     moved: Condvar,
     /// What is left of dropped databases that the stored manifest may name.
     tombstones: Mutex<Vec<Tombstone>>,
@@ -301,6 +310,7 @@ impl Registry {
             .moving
             .get_mut(&id)
             .filter(|moving| !moving.is_busy && !moving.is_queued && !moving.is_resting)
+            .filter(|moving| moving.creation.is_none())
         else {
             return;
         };
@@ -323,7 +333,7 @@ impl Registry {
                     return;
                 }
             }
-            // It may take its time, and whoever drops a database waits for the thread that is at its files.
+            // It may take its time, in which the database can still be dropped as one that is closed.
             self.make_room();
             let (id, name, page_size) = {
                 let mut slots = self.slots();
@@ -341,9 +351,13 @@ impl Registry {
     }
 
     /// A thread has opened a database, or could not close it.
-    fn is_open(&self, id: DbId, database: Arc<Database>, is_new: bool) {
+    fn is_open(self: &Arc<Self>, id: DbId, database: Arc<Database>, is_new: bool) {
         let mut slots = self.slots();
-        let Some(mut moving) = slots.moving.remove(&id) else { return };
+        let Some(mut moving) = slots.moving.remove(&id) else {
+            drop(slots);
+            drop(database);
+            return self.leave(id);
+        };
         if is_new {
             database.resume(moving.closed);
         }
@@ -354,13 +368,15 @@ impl Registry {
             database.ask_repair();
         }
         slots.open.insert(id, Open { database, used: clock::now() });
-        self.moved.notify_all();
     }
 
     fn has_not_opened(self: &Arc<Self>, id: DbId, error: &DbError) {
         let why = format!("it can't be opened: {error}");
         let mut slots = self.slots();
-        let Some(moving) = slots.moving.get_mut(&id) else { return };
+        let Some(moving) = slots.moving.get_mut(&id) else {
+            drop(slots);
+            return self.leave(id);
+        };
         if moving.closed.trouble.as_ref() != Some(&why) {
             warn!(database = moving.closed.name, "{why}");
         }
@@ -381,7 +397,6 @@ impl Registry {
         } else if let Some(moving) = slots.moving.remove(&id) {
             slots.closed.insert(id, moving.closed);
         }
-        self.moved.notify_all();
     }
 }
 
@@ -412,29 +427,6 @@ impl Registry {
         let mut slots = self.slots();
         slots.names.insert(closed.name.clone(), closed.id);
         slots.closed.insert(closed.id, closed);
-    }
-
-    /// Drops a database, if it is there, and returns its name. Its files are gone when this returns.
-    pub fn drop_database(&self, id: DbId) -> Result<Option<String>, DbError> {
-        let mut slots = self.slots();
-        // Whoever opens or closes it is soon done, and must not meet the files of the next one of its name.
-        while slots.moving.get(&id).is_some_and(|moving| moving.is_busy) {
-            slots = self.moved.wait(slots).unwrap_or_else(PoisonError::into_inner);
-        }
-        let name = if let Some(Open { database, .. }) = slots.open.remove(&id) {
-            database.mark_dropped();
-            database.name.clone()
-        } else if let Some(moving) = slots.moving.remove(&id) {
-            moving.closed.name
-        } else if let Some(closed) = slots.closed.remove(&id) {
-            closed.name
-        } else {
-            return Ok(None);
-        };
-        slots.names.remove(&name);
-        drop(slots);
-        self.tombstones().push(dropping::bury(&database_path(&self.directory, &name), id)?);
-        Ok(Some(name))
     }
 
     /// Removes a database that was prepared and never became known.
@@ -486,7 +478,7 @@ impl Registry {
         let path = database_path(&self.directory, name);
         if has_files(&path, id, page_size)? {
             self.start(id, name, page_size)?;
-        } else {
+        } else if !self.create_later(position, name, page_size) {
             let durable = create_files(&path, position, page_size)?;
             self.insert_closed(Closed::new(id, name, page_size, durable, ScrubMark::default()));
         }
@@ -503,6 +495,11 @@ impl Registry {
     ) -> Result<Arc<Database>, DbError> {
         let id = DbId(position.index);
         let path = database_path(&self.directory, name);
+        if self.slots().is_leaving(name) {
+            let busy =
+                io::Error::new(io::ErrorKind::ResourceBusy, "a dropped one of that name is still there");
+            return Err(DbError::io(&path, "creating it")(busy));
+        }
         if !has_files(&path, id, page_size)? {
             create_files(&path, position, page_size)?;
         }

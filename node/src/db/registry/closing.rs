@@ -1,6 +1,6 @@
 //! Closing what nobody uses.
 
-use super::{Moving, Open, Registry};
+use super::{Moving, Open, Registry, Slots};
 use crate::clock;
 use crate::command::DbId;
 use std::collections::BTreeSet;
@@ -86,15 +86,22 @@ impl Registry {
     }
 
     /// A thread has closed a database.
-    fn is_closed(self: &Arc<Self>, id: DbId) {
+    pub(super) fn is_closed(self: &Arc<Self>, id: DbId) {
         let mut slots = self.slots();
-        let Some(moving) = slots.moving.get_mut(&id) else { return };
+        let Some(moving) = slots.moving.get_mut(&id) else {
+            drop(slots);
+            return self.leave(id);
+        };
         moving.is_busy = false;
-        if moving.is_wanted() {
-            self.want(&mut slots, id);
+        self.is_idle(&mut slots, id);
+    }
+
+    /// No thread is at a database's files, and they are as they should be. It is opened if somebody came meanwhile.
+    pub(super) fn is_idle(self: &Arc<Self>, slots: &mut Slots, id: DbId) {
+        if slots.moving.get(&id).is_some_and(Moving::is_wanted) {
+            self.want(slots, id);
         } else if let Some(moving) = slots.moving.remove(&id) {
             slots.closed.insert(id, moving.closed);
         }
-        self.moved.notify_all();
     }
 }

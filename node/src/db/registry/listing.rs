@@ -63,7 +63,16 @@ impl Registry {
             durable: (closed.durable.position, is_dirty),
         };
         let mut all: Vec<_> = slots.closed.values().map(|it| closed(it, false)).collect();
-        all.extend(slots.moving.values().map(|it| closed(&it.closed, true)));
+        // The files of those that are yet to come can't be named. Nor need they: their creation is read again, since those
+        // whose place they take are.
+        let there = slots.moving.values().filter(|it| it.creation.is_none());
+        all.extend(there.map(|it| closed(&it.closed, true)));
+        for leaving in slots.leaving.values() {
+            // The older one of two of a name: the other one has no files yet.
+            if !all.iter().any(|known| known.name == leaving.name) {
+                all.push(closed(leaving, true));
+            }
+        }
         all.extend(slots.open.values().map(|Open { database, .. }| Known {
             id: database.id,
             page_size: database.page_size,
