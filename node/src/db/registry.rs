@@ -23,6 +23,7 @@
 mod closing;
 mod leaving;
 mod listing;
+mod waiting;
 
 pub use listing::Known;
 
@@ -48,11 +49,10 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 use tokio::sync::watch;
 use tracing::{info, warn};
+use waiting::Waiting;
 
 /// Threads that open databases.
 const OPENERS: usize = 4;
-/// Bytes of entries that may wait for a database that is being opened; beyond, its state comes from another node.
-const MAX_WAITING: usize = 64 << 20;
 /// How long until a database that could not be opened is tried again, if entries wait for it.
 const RETRY: Duration = Duration::from_secs(1);
 
@@ -87,10 +87,7 @@ struct Moving {
     is_busy: bool,
     /// It is among those that are to be opened.
     is_queued: bool,
-    waiting: VecDeque<Entry>,
-    bytes: usize,
-    /// More entries came than could wait.
-    has_lost: bool,
+    waiting: Waiting,
     /// The last attempt failed, and a timer will have the next one made.
     is_resting: bool,
     /// The entry that creates it, if its files are yet to come: those of a dropped one of its name are still there.
@@ -101,35 +98,12 @@ struct Moving {
 
 impl Moving {
     fn new(closed: Closed, is_busy: bool) -> Moving {
-        let (waiting, news) = (VecDeque::new(), watch::Sender::default());
-        Moving {
-            closed,
-            is_busy,
-            is_queued: false,
-            waiting,
-            bytes: 0,
-            has_lost: false,
-            is_resting: false,
-            creation: None,
-            news,
-        }
-    }
-
-    fn push(&mut self, entry: Entry) {
-        if self.has_lost {
-            return;
-        }
-        self.bytes += entry.bytes();
-        self.waiting.push_back(entry);
-        if self.bytes > MAX_WAITING {
-            self.has_lost = true;
-            self.waiting.clear();
-            self.bytes = 0;
-        }
+        let (waiting, news) = (Waiting::default(), watch::Sender::default());
+        Moving { closed, is_busy, is_queued: false, waiting, is_resting: false, creation: None, news }
     }
 
     fn is_wanted(&self) -> bool {
-        !self.waiting.is_empty() || self.has_lost || self.news.receiver_count() > 0
+        !self.waiting.is_empty() || self.news.receiver_count() > 0
     }
 }
 
@@ -141,6 +115,8 @@ struct Slots {
     /// Dropped, but a thread is still at their files.
     leaving: BTreeMap<DbId, Closed>,
     names: BTreeMap<String, DbId>,
+    /// Bytes of all that waits for those that are moving.
+    waiting: usize,
     /// To be opened, in order.
     queue: VecDeque<DbId>,
     openers: usize,
@@ -277,9 +253,7 @@ impl Registry {
             return;
         }
         self.want(&mut slots, id);
-        if let Some(moving) = slots.moving.get_mut(&id) {
-            moving.push(entry);
-        }
+        slots.keep(id, entry);
     }
 
     /// Hands a verification to all databases.
@@ -294,8 +268,9 @@ impl Registry {
         let open = {
             let mut slots = self.slots();
             // What it is to end can only be among what waits.
-            let waiting = slots.moving.values_mut().filter(|moving| !moving.waiting.is_empty());
-            waiting.for_each(|moving| moving.push(Entry::Term(term)));
+            let waiting = slots.moving.iter().filter(|(_, moving)| !moving.waiting.is_empty());
+            let waiting: Vec<_> = waiting.map(|(id, _)| *id).collect();
+            waiting.into_iter().for_each(|id| slots.keep(id, Entry::Term(term)));
             slots.open.values().map(|open| open.database.clone()).collect::<Vec<_>>()
         };
         open.iter().for_each(|database| database.take_term(term));
@@ -353,7 +328,7 @@ impl Registry {
     /// A thread has opened a database, or could not close it.
     fn is_open(self: &Arc<Self>, id: DbId, database: Arc<Database>, is_new: bool) {
         let mut slots = self.slots();
-        let Some(mut moving) = slots.moving.remove(&id) else {
+        let Some(moving) = slots.end_of(id) else {
             drop(slots);
             drop(database);
             return self.leave(id);
@@ -361,8 +336,9 @@ impl Registry {
         if is_new {
             database.resume(moving.closed);
         }
-        moving.waiting.drain(..).for_each(|entry| entry.give(&database));
-        if moving.has_lost {
+        let (waiting, has_lost) = moving.waiting.end();
+        waiting.into_iter().for_each(|entry| entry.give(&database));
+        if has_lost {
             database.fence_now("it could not be opened for so long that not all entries were kept for it");
         } else if database.fenced().is_some() {
             database.ask_repair();
@@ -383,7 +359,7 @@ impl Registry {
         moving.is_busy = false;
         moving.closed.trouble = Some(why.clone());
         moving.news.send_replace(Some(why));
-        if !moving.waiting.is_empty() || moving.has_lost {
+        if !moving.waiting.is_empty() {
             moving.is_resting = true;
             let registry = self.clone();
             self.context.spawn(async move {
@@ -394,7 +370,7 @@ impl Registry {
                     registry.want(&mut slots, id);
                 }
             });
-        } else if let Some(moving) = slots.moving.remove(&id) {
+        } else if let Some(moving) = slots.end_of(id) {
             slots.closed.insert(id, moving.closed);
         }
     }

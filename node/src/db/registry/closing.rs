@@ -100,7 +100,7 @@ impl Registry {
     pub(super) fn is_idle(self: &Arc<Self>, slots: &mut Slots, id: DbId) {
         if slots.moving.get(&id).is_some_and(Moving::is_wanted) {
             self.want(slots, id);
-        } else if let Some(moving) = slots.moving.remove(&id) {
+        } else if let Some(moving) = slots.end_of(id) {
             slots.closed.insert(id, moving.closed);
         }
     }

@@ -29,7 +29,7 @@ impl Registry {
         let name = if let Some(Open { database, .. }) = slots.open.remove(&id) {
             database.mark_dropped();
             database.name.clone()
-        } else if let Some(moving) = slots.moving.remove(&id) {
+        } else if let Some(moving) = slots.end_of(id) {
             let name = moving.closed.name.clone();
             has_files = moving.creation.is_none() && !moving.is_busy;
             if moving.is_busy {
