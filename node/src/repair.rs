@@ -7,6 +7,7 @@
 use crate::command::DbId;
 use crate::db::database::{Database, Scrubbed};
 use crate::db::install::InstallError;
+use crate::db::registry::Scrubbable;
 use crate::db::side_file::ScrubMark;
 use crate::node::Node;
 use crate::transfer::{self, TransferError};
@@ -105,7 +106,8 @@ async fn attempt(node: &Arc<Node>, database: &Arc<Database>) -> Result<u64, Repa
     result
 }
 
-/// Reads all databases, piece by piece, at the configured rate, again and again.
+/// Reads all databases, piece by piece, at the configured rate, again and again. One that is closed is opened only when it is
+/// time for it, and then for the scrub alone: those that are in use keep their places.
 pub async fn scrub(node: Arc<Node>) {
     let rate = node.config().scrub_bytes_per_second;
     if rate == 0 {
@@ -113,42 +115,67 @@ pub async fn scrub(node: Arc<Node>) {
     }
     let pace = Duration::from_secs_f64(PIECE as f64 / rate as f64);
     let pause = node.config().scrub_pause;
-    let mut due: BTreeMap<DbId, Instant> = BTreeMap::new();
+    // Those that something is in the way of, until they are tried again.
+    let mut later: BTreeMap<DbId, Instant> = BTreeMap::new();
     loop {
-        let ids = node.registry().ids();
-        due.retain(|id, _| ids.contains(id));
-        for id in ids {
-            // One that is closed is opened only when it is time.
-            if due.get(&id).is_some_and(|due| *due > Instant::now()) {
-                continue;
+        later.retain(|_, until| *until > Instant::now());
+        let mut all = node.registry().scrubbable();
+        let closed = all.iter().filter(|it| it.is_closed).count();
+        all.retain(|it| !later.contains_key(&it.id));
+        for Scrubbable { id, is_closed, .. } in due(all, now(), pause) {
+            if is_closed {
+                sleep(between(pause, closed)).await;
             }
-            let database = match node.registry().open(id).await {
+            let database = match node.registry().open_aside(id).await {
                 Ok(Some(database)) => database,
                 Ok(None) => continue,
                 Err(why) => {
                     warn!(%id, "scrub: {why}");
-                    due.insert(id, Instant::now() + SCRUB_LOOK);
+                    later.insert(id, Instant::now() + SCRUB_LOOK);
                     continue;
                 }
             };
-            let rest = scrub_one(&database, pace, pause).await.unwrap_or_else(|why| {
-                warn!(database = database.name, "scrub: {why}; it goes on there later");
-                SCRUB_LOOK
-            });
-            due.insert(id, Instant::now() + rest);
+            match scrub_one(&database, pace, pause).await {
+                Ok(true) => {}
+                Ok(false) => _ = later.insert(id, Instant::now() + SCRUB_LOOK),
+                Err(why) => {
+                    warn!(database = database.name, "scrub: {why}; it goes on there later");
+                    later.insert(id, Instant::now() + SCRUB_LOOK);
+                }
+            }
+            let registry = node.registry().clone();
+            if let Err(error) = spawn_blocking(move || registry.put_back(database)).await {
+                warn!(%id, "scrub: {error}");
+            }
         }
         sleep(pause.clamp(Duration::from_secs(1), SCRUB_LOOK)).await;
     }
 }
 
-/// Reads a database to its end, from where the scrub was, if it is time for that; across restarts of the node. Returns
-/// after how long it is time again.
-async fn scrub_one(database: &Arc<Database>, pace: Duration, pause: Duration) -> Result<Duration, String> {
-    let now = || UNIX_EPOCH.elapsed().map_or(0, |since| since.as_secs());
+/// The time, in seconds since 1970.
+fn now() -> u64 {
+    UNIX_EPOCH.elapsed().map_or(0, |since| since.as_secs())
+}
+
+/// Those for which it is time, in order: what was cut short, then what was last read longest ago.
+fn due(mut all: Vec<Scrubbable>, now: u64, pause: Duration) -> Vec<Scrubbable> {
+    all.retain(|it| begins(it.mark, now, pause).is_some());
+    all.sort_by_key(|it| (it.mark.next.is_none(), it.mark.ended, it.id));
+    all
+}
+
+/// How long to wait before one that is closed is opened: so that all of them take half of the time between two scrubs, or
+/// a second each.
+fn between(pause: Duration, closed: usize) -> Duration {
+    const MOST: Duration = Duration::from_secs(1);
+    (pause / 2 / u32::try_from(closed.max(1)).unwrap_or(u32::MAX)).min(MOST)
+}
+
+/// Reads a database to its end, from where the scrub was, if it is time for that; across restarts of the node. False: it
+/// goes on later, after a repair.
+async fn scrub_one(database: &Arc<Database>, pace: Duration, pause: Duration) -> Result<bool, String> {
     let mark = database.scrub_mark();
-    let Some(mut from) = begins(mark, now(), pause) else {
-        return Ok(Duration::from_secs((mark.ended + pause.as_secs()).saturating_sub(now())));
-    };
+    let Some(mut from) = begins(mark, now(), pause) else { return Ok(true) };
     let record = async |mark| {
         let ours = database.clone();
         let recorded = spawn_blocking(move || ours.set_scrub_mark(mark)).await;
@@ -162,11 +189,10 @@ async fn scrub_one(database: &Arc<Database>, pace: Duration, pause: Duration) ->
         let next = piece(database, from).await?.filter(|_| database.fenced().is_none());
         let Some(next) = next else {
             let is_read = database.fenced().is_none() && !database.is_dropped();
-            if !is_read {
-                return Ok(SCRUB_LOOK);
+            if is_read {
+                record(ScrubMark { next: None, ended: now() }).await?;
             }
-            record(ScrubMark { next: None, ended: now() }).await?;
-            return Ok(pause);
+            return Ok(is_read);
         };
         from = next;
         pieces += 1;
@@ -236,5 +262,25 @@ mod tests {
         assert_eq!(at(None, 1000, 1000 + pause - 1), None, "just now");
         assert_eq!(at(None, 1000, 1000 + pause), Some(PageNo(1)), "long ago");
         assert_eq!(at(None, 1000, 999), Some(PageNo(1)), "by another clock");
+    }
+
+    #[test]
+    fn a_scrub_begins_with_what_was_cut_short_or_is_oldest() {
+        let of = |id, next: u32, ended| Scrubbable {
+            id: DbId(id),
+            is_closed: true,
+            mark: ScrubMark { next: (next > 0).then_some(PageNo(next)), ended },
+        };
+        let all = vec![of(1, 0, 9000), of(2, 0, 3000), of(3, 0, 0), of(4, 8, 5000), of(5, 0, 2000)];
+        let order: Vec<_> = due(all, 10_000, Duration::from_secs(3600)).iter().map(|it| it.id.0).collect();
+        assert_eq!(order, [4, 3, 5, 2]);
+    }
+
+    #[test]
+    fn closed_databases_are_not_opened_all_at_once() {
+        let hour = Duration::from_secs(3600);
+        assert_eq!(between(hour, 3), Duration::from_secs(1));
+        assert_eq!(between(hour, 18_000), Duration::from_millis(100));
+        assert_eq!(between(Duration::ZERO, 0), Duration::ZERO);
     }
 }

@@ -20,11 +20,13 @@
 //!
 //! One that is dropped while a thread is at its files is *leaving* until that is done (`registry/leaving.rs`).
 
+mod aside;
 mod closing;
 mod leaving;
 mod listing;
 mod waiting;
 
+pub use aside::Scrubbable;
 pub use listing::Known;
 
 use super::DbError;
@@ -115,6 +117,8 @@ struct Slots {
     /// Dropped, but a thread is still at their files.
     leaving: BTreeMap<DbId, Closed>,
     names: BTreeMap<String, DbId>,
+    /// The one that is opened, or open, for the scrub alone.
+    aside: Option<DbId>,
     /// Bytes of all that waits for those that are moving.
     waiting: usize,
     /// To be opened, in order.
@@ -141,6 +145,8 @@ pub struct Registry {
     directory: PathBuf,
     context: Arc<Context>,
     keep: Keep,
+    /// Before anything was used.
+    began: Instant,
     slots: Mutex<Slots>,
     /// The files of a dropped database have gone.
     moved: Condvar,
@@ -162,7 +168,8 @@ impl Registry {
         parts::sweep(directory)?;
         let (directory, slots) = (directory.to_owned(), Mutex::default());
         let (moved, tombstones) = (Condvar::new(), Mutex::default());
-        Ok(Registry { directory, context, keep, slots, moved, tombstones })
+        let began = clock::now();
+        Ok(Registry { directory, context, keep, began, slots, moved, tombstones })
     }
 
     /// The directory.
@@ -218,6 +225,7 @@ impl Registry {
         loop {
             let mut news = {
                 let mut slots = self.slots();
+                slots.is_used(id);
                 if let Some(database) = slots.take(id) {
                     return Ok(Some(database));
                 }
@@ -246,12 +254,14 @@ impl Registry {
     pub fn hand(self: &Arc<Self>, id: DbId, entry: Entry) {
         let mut slots = self.slots();
         if let Some(database) = slots.take(id) {
+            slots.is_used(id);
             drop(slots);
             return entry.give(&database);
         }
         if slots.closed.get_mut(&id).is_some_and(|closed| closed.knows(&entry)) {
             return;
         }
+        slots.is_used(id);
         self.want(&mut slots, id);
         slots.keep(id, entry);
     }
@@ -301,15 +311,18 @@ impl Registry {
     /// Opens what is to be opened, until nothing is.
     fn open_queued(self: Arc<Self>) {
         loop {
-            {
+            let takes_a_place = {
                 let mut slots = self.slots();
-                if slots.queue.is_empty() {
+                let Some(next) = slots.queue.front() else {
                     slots.openers -= 1;
                     return;
-                }
+                };
+                slots.aside != Some(*next)
+            };
+            if takes_a_place {
+                // It may take its time, in which the database can still be dropped as one that is closed.
+                self.make_room();
             }
-            // It may take its time, in which the database can still be dropped as one that is closed.
-            self.make_room();
             let (id, name, page_size) = {
                 let mut slots = self.slots();
                 let Some(id) = slots.queue.pop_front() else { continue };
@@ -343,7 +356,8 @@ impl Registry {
         } else if database.fenced().is_some() {
             database.ask_repair();
         }
-        slots.open.insert(id, Open { database, used: clock::now() });
+        let used = if slots.aside == Some(id) { self.began } else { clock::now() };
+        slots.open.insert(id, Open { database, used });
     }
 
     fn has_not_opened(self: &Arc<Self>, id: DbId, error: &DbError) {

@@ -34,7 +34,7 @@ impl Registry {
         loop {
             let id = {
                 let slots = self.slots();
-                if slots.open.len() < self.keep.most {
+                if slots.places() < self.keep.most {
                     return;
                 }
                 let free = slots
@@ -50,7 +50,7 @@ impl Registry {
     }
 
     /// Closes a database if nobody uses it, nor has since `unused`. Blocks.
-    fn close(self: &Arc<Self>, id: DbId, unused: Option<Instant>) {
+    pub(super) fn close(self: &Arc<Self>, id: DbId, unused: Option<Instant>) {
         let Some(database) = self.get(id) else { return };
         // What is in the way now may not be the next time.
         match database.checkpoint() {
