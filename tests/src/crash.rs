@@ -8,6 +8,7 @@
 //! - the files are sound, read by stock SQLite without the extension, and identical.
 
 use crate::admin::http;
+use crate::chaos::net::Network;
 use crate::{TestCluster, programs};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
@@ -269,6 +270,8 @@ pub fn was_killed(status: ExitStatus) -> bool {
 pub struct Scene {
     /// The cluster.
     pub test: TestCluster,
+    /// Where its nodes live, if they can be cut off ([`crate::partition`]).
+    pub(crate) network: Option<Network>,
     journal: Arc<Mutex<Said>>,
     script: PathBuf,
 }
@@ -291,21 +294,27 @@ impl Scene {
 
     /// Three nodes with further flags, and the tables that the apps write.
     pub fn start(flags: &[&str]) -> Scene {
+        let mut test = Scene::prepare(flags);
+        test.cluster.start().unwrap();
+        Scene::on(test)
+    }
+
+    /// Prepares such nodes; none is started.
+    pub(crate) fn prepare(flags: &[&str]) -> TestCluster {
         let mut test = TestCluster::prepare(3);
         for node in &mut test.cluster.nodes {
             // Small segments: zero-filling large ones keeps a shared disk busy for seconds.
             let flags = ["--log-segment-mib", "4"].iter().chain(flags);
             node.flags = flags.map(|&flag| flag.to_owned()).collect();
         }
-        test.cluster.start().unwrap();
-        Scene::on(test)
+        test
     }
 
     /// A running cluster, and the tables that the apps write.
     pub fn on(test: TestCluster) -> Scene {
         let script = test.dir.path().join("crash_app.py");
         std::fs::write(&script, SCRIPT).unwrap();
-        let scene = Scene { test, journal: Arc::default(), script };
+        let scene = Scene { test, network: None, journal: Arc::default(), script };
         let mut app = scene.app(scene.leader());
         for statement in SCHEMA.split(';') {
             app.rows(statement).unwrap();
@@ -404,7 +413,7 @@ impl Scene {
 
     /// Starts a node again and waits until it serves.
     pub fn restart(&mut self, node: u64) {
-        self.test.cluster.start_node(node).unwrap();
+        Scene::start_in(&mut self.test, self.network.as_ref(), node);
         self.wait_ready(node);
     }
 

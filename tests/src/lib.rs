@@ -12,6 +12,7 @@ pub mod fixture;
 pub mod hosts;
 pub mod http;
 pub mod matrix;
+pub mod partition;
 pub mod replicas;
 pub mod toolchains;
 

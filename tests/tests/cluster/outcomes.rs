@@ -1,5 +1,5 @@
-//! Commits that are interrupted: the leader, or the node that the app is on, is killed or cut off while apps are inside
-//! COMMIT. Each is classified by what its app was told, and that is compared with the files of all nodes, with the log,
+//! Commits that are interrupted: the leader, or the node that the app is on, is killed, stopped or cut off from the others
+//! while apps are inside COMMIT. (Cutting off needs root and network namespaces; else the test says so.) Each is classified by what its app was told, and that is compared with the files of all nodes, with the log,
 //! and with what `quire tx` says.
 //!
 //! The short form interrupts 20 commits, the long one (`QUIRE_OUTCOMES=long`, `QUIRE_LONG=1`) 500. `SEED` replays which
@@ -112,15 +112,14 @@ fn interrupted_commits_came_to_what_was_told() {
     let goal = if is_long("QUIRE_OUTCOMES") { 500 } else { 20 };
     // The log is kept, to be looked at in the end; a leader stays on a busy machine, but not for long when it is killed.
     let flags = ["--heartbeat-ms", "150", "--election-timeout-ms", "1500", "--log-retain-mib", "4096"];
-    let mut scene = Scene::start(&flags);
+    let mut scene = Scene::start_apart(&flags);
     let mut writers: Vec<_> = (0..APPS).map(|n| Writer::start(&scene, n)).collect();
     writers.iter_mut().for_each(|writer| scene.load(&mut writer.app));
     let mut rng = Rng::from_env();
-    let mut rounds = 0;
+    let mut faults = BTreeMap::new();
     while writers.iter().map(|writer| writer.interrupted.len()).sum::<usize>() < goal {
-        rounds += 1;
         scene.wait_acks(3 * APPS as usize);
-        fault(&mut scene, &mut writers, &mut rng);
+        *faults.entry(fault(&mut scene, &mut writers, &mut rng)).or_default() += 1;
         let nodes = addresses(&scene);
         writers.iter_mut().for_each(|writer| writer.look_up(&nodes));
     }
@@ -132,7 +131,7 @@ fn interrupted_commits_came_to_what_was_told() {
     }
     let nodes = addresses(&scene);
     writers.iter_mut().for_each(|writer| writer.look_up(&nodes));
-    judge(&mut scene, &writers, rounds);
+    judge(&mut scene, &writers, &faults);
 }
 
 /// The leader's address, then the others'.
@@ -143,18 +142,31 @@ fn addresses(scene: &Scene) -> Vec<String> {
     nodes.into_iter().map(|node| node.http.clone()).collect()
 }
 
+/// What happens to a node.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+enum Fault {
+    Killed,
+    Paused,
+    CutOff,
+}
+
 /// Something happens to a node while apps are inside COMMIT, and passes; all of them are told what came of it.
-fn fault(scene: &mut Scene, writers: &mut [Writer], rng: &mut Rng) {
+fn fault(scene: &mut Scene, writers: &mut [Writer], rng: &mut Rng) -> Fault {
     let leader = scene.leader();
     let node = if rng.below(4) == 0 { scene.followers()[rng.below(2) as usize] } else { leader };
-    let is_killed = rng.below(3) > 0;
+    let fault = match rng.below(6) {
+        0..3 => Fault::Killed,
+        3 => Fault::Paused,
+        _ if scene.can_cut() => Fault::CutOff,
+        _ => Fault::Killed,
+    };
     // At any point of what goes on; nothing is waited for.
     sleep(Duration::from_millis(rng.below(30)));
     let at = Instant::now();
-    if is_killed {
-        scene.test.cluster.kill(node).unwrap();
-    } else {
-        scene.test.cluster.node(node).unwrap().signal(Signal::SIGSTOP).unwrap();
+    match fault {
+        Fault::Killed => scene.test.cluster.kill(node).unwrap(),
+        Fault::Paused => scene.test.cluster.node(node).unwrap().signal(Signal::SIGSTOP).unwrap(),
+        Fault::CutOff => scene.cut(node),
     }
     let mut inside = Vec::new();
     for (n, writer) in writers.iter().enumerate() {
@@ -162,23 +174,24 @@ fn fault(scene: &mut Scene, writers: &mut [Writer], rng: &mut Rng) {
     }
     // Those on the two other nodes go on, under another leader if that was it.
     scene.wait_acks(APPS as usize);
-    if is_killed {
-        scene.restart(node);
-    } else {
+    match fault {
+        Fault::Killed => scene.restart(node),
         // It doesn't know that it was deposed.
-        scene.test.cluster.node(node).unwrap().signal(Signal::SIGCONT).unwrap();
-        scene.wait_ready(node);
+        Fault::Paused => scene.test.cluster.node(node).unwrap().signal(Signal::SIGCONT).unwrap(),
+        Fault::CutOff => scene.heal(),
     }
+    scene.wait_ready(node);
     for (n, number) in inside {
         let writer = &mut writers[n];
         let told = |_: &_| writer.verdict(number).is_some();
         scene.test.cluster.wait("a verdict on what was interrupted", PATIENCE, told).unwrap();
         writer.interrupted.insert(number);
     }
+    fault
 }
 
 /// What was told is what the files and the log have.
-fn judge(scene: &mut Scene, writers: &[Writer], rounds: usize) {
+fn judge(scene: &mut Scene, writers: &[Writer], faults: &BTreeMap<Fault, usize>) {
     for writer in writers {
         scene.test.cluster.wait_applied(&writer.database, PATIENCE).unwrap();
     }
@@ -227,5 +240,5 @@ fn judge(scene: &mut Scene, writers: &[Writer], rounds: usize) {
         }
     }
     let commits: usize = classes.values().sum();
-    println!("{commits} interrupted commits in {rounds} rounds: {classes:?}; {looked_up} looked up");
+    println!("{commits} interrupted commits, nodes {faults:?}: {classes:?}; {looked_up} looked up");
 }
