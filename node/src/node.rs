@@ -419,12 +419,7 @@ impl Node {
         let opened = opened.map_err(|_| late("opening its files"))?;
         let opened = opened.map_err(|why| OpenError::Unavailable(format!("{name}: {why}")))?;
         let database = opened.ok_or_else(|| OpenError::NotFound(name.to_owned()))?;
-        if let Some(wanted) = page_size
-            && wanted != database.page_size
-        {
-            let has = database.page_size;
-            return Err(OpenError::Invalid(format!("{name} has pages of {has} bytes, not of {wanted}")));
-        }
+        has_pages(name, database.page_size, page_size)?;
         if let Some(why) = database.fenced() {
             return Err(OpenError::Unavailable(format!("{name} is fenced on this node: {why}")));
         }
@@ -436,12 +431,18 @@ impl Node {
     }
 
     /// Creates a database on all nodes, or finds one that is just being created. On this node it is there then, closed.
+    /// Returns its id and page size.
     pub async fn create_database(
         self: &Arc<Self>,
         name: &str,
-        page_size: PageSize,
-    ) -> Result<DbId, OpenError> {
-        self.create_by(name, page_size, tokio::time::Instant::now() + OPEN_DEADLINE).await
+        page_size: Option<PageSize>,
+    ) -> Result<(DbId, PageSize), OpenError> {
+        let deadline = tokio::time::Instant::now() + OPEN_DEADLINE;
+        let id = self.create_by(name, page_size.unwrap_or(PageSize::DEFAULT), deadline).await?;
+        let has = self.registry.page_size_of(id);
+        let has = has.ok_or_else(|| OpenError::Unavailable(format!("{name} was dropped again")))?;
+        has_pages(name, has, page_size)?;
+        Ok((id, has))
     }
 
     async fn create_by(
@@ -526,6 +527,15 @@ impl Node {
         if let Err(error) = self.machine.store_manifest() {
             error!("can't write the manifest: {error}");
         }
+    }
+}
+
+/// An error if the pages of a database have another size than was asked for. Where several create one of the same name
+/// at once, the first in the log has said which.
+fn has_pages(name: &str, has: PageSize, wanted: Option<PageSize>) -> Result<(), OpenError> {
+    match wanted.filter(|wanted| *wanted != has) {
+        Some(wanted) => Err(OpenError::Invalid(format!("{name} has pages of {has} bytes, not of {wanted}"))),
+        None => Ok(()),
     }
 }
 

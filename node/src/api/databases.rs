@@ -54,11 +54,14 @@ pub(super) async fn create(State(exchange): ExchangeState, params: Params) -> Re
     if exchange.node.registry().id_of(&name).is_some() {
         return error(StatusCode::CONFLICT, &format!("there is a database {name} already"));
     }
-    let page_size = page_size.unwrap_or(PageSize::DEFAULT);
     match exchange.node.create_database(&name, page_size).await {
-        Ok(id) => {
+        Ok((id, page_size)) => {
             let answer = json!({ "name": name, "id": id.0, "page_size": page_size.get() });
             body(&answer, params.flag("pretty"))
+        }
+        // Somebody else was just creating it.
+        Err(why @ OpenError::Invalid(_)) if exchange.node.registry().id_of(&name).is_some() => {
+            error(StatusCode::CONFLICT, &why.to_string())
         }
         Err(why @ (OpenError::Invalid(_) | OpenError::NotFound(_))) => {
             error(StatusCode::BAD_REQUEST, &why.to_string())

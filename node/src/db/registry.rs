@@ -213,6 +213,13 @@ impl Registry {
         closed.map(|it| it.name.clone()).or_else(|| Some(slots.open.get(&id)?.database.name.clone()))
     }
 
+    /// The size of a database's pages.
+    pub fn page_size_of(&self, id: DbId) -> Option<PageSize> {
+        let slots = self.slots();
+        let closed = slots.closed.get(&id).or_else(|| Some(&slots.moving.get(&id)?.closed));
+        closed.map(|it| it.page_size).or_else(|| Some(slots.open.get(&id)?.database.page_size))
+    }
+
     /// The ids of all.
     pub fn ids(&self) -> BTreeSet<DbId> {
         self.slots().names.values().copied().collect()

@@ -9,6 +9,7 @@ mod client_matrix;
 mod contents;
 mod crash_app;
 mod crash_node;
+mod creation;
 mod host_matrix;
 mod hosts;
 mod http;
