@@ -46,6 +46,10 @@ pub enum Resolution {
 /// How much longer than it wants a session waits for the leader's answer, if that was asked in time: the leader may be
 /// far away. Less than apps give their node (`vfs/src/gate/client.rs`).
 const FAR_AWAY: Duration = Duration::from_secs(1);
+/// How much longer than it wants a session waits whose turn it is: nobody else writes, but this node is still at the files,
+/// with a checkpoint of what the session itself has written, say. To plain SQLite nothing would be locked then, and an
+/// app that writes alone need have no busy timeout.
+const ITS_TURN: Duration = Duration::from_millis(1500);
 
 /// A session that waits for its turn.
 #[derive(Debug)]
@@ -284,10 +288,16 @@ impl Database {
     /// Those whose time is over.
     fn send_away(&self, state: &mut State) {
         let now = clock::now();
-        let is_over = |waiting: &Waiting| {
-            waiting.deadline + if waiting.is_asked { FAR_AWAY } else { Duration::ZERO } <= now
+        let turn = state.arrived.as_ref().map(|arrived| arrived.session);
+        let is_over = |(session, waiting): &(&SessionId, &Waiting)| {
+            let more = match (turn == Some(**session), waiting.is_asked) {
+                (true, _) => ITS_TURN,
+                (false, true) => FAR_AWAY,
+                (false, false) => Duration::ZERO,
+            };
+            waiting.deadline + more <= now
         };
-        let over = state.grants.iter().filter(|(_, waiting)| is_over(waiting)).map(|(session, _)| *session);
+        let over = state.grants.iter().filter(is_over).map(|(session, _)| *session);
         for session in over.collect::<Vec<_>>() {
             self.send_one_away(state, session);
         }
@@ -557,4 +567,55 @@ pub enum Asked {
     Over,
     /// This node can't grant leases, for this reason.
     Elsewhere(Refusal),
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::command::DbId;
+    use crate::db::context::Context;
+    use crate::db::registry::{Keep, Registry};
+    use quire_raft::LogPosition;
+    use quire_vfs::format::PageSize;
+
+    /// An app without a busy timeout writes alone, and the node is still at work on its last transaction, for longer than the
+    /// app would wait for another writer. It waits, as nobody has locked anything.
+    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+    async fn a_lone_writer_waits_for_its_own_node() {
+        crate::db::sql::register().unwrap();
+        let dir = tempfile::tempdir().unwrap();
+        let keep = Keep { most: 4, idle: Duration::from_secs(60) };
+        let context = Arc::new(Context::alone());
+        let registry = Arc::new(Registry::new(dir.path(), context, keep).unwrap());
+        let position = LogPosition { term: 1, leader: 1, index: 1 };
+        registry.create(position, "app", PageSize::DEFAULT).unwrap();
+        let database = registry.open(DbId(1)).await.unwrap().unwrap();
+        let lease = |token| Lease { token, term: 1, head: 1 };
+        let waits = async |session, token| {
+            let wait = Duration::from_millis(100);
+            let mut answer = database.acquire(session, wait, 0);
+            let ticket = database.state().next_ticket;
+            database.arrived(session, ticket, lease(token), 9);
+            tokio::time::sleep(wait).await;
+            database.expire();
+            assert_eq!(answer.try_recv().unwrap_err(), oneshot::error::TryRecvError::Empty);
+            (answer,)
+        };
+        database.state().running = true;
+        let (answer,) = waits(5, 1).await;
+        database.state().running = false;
+        database.expire();
+        assert_eq!(answer.await.unwrap().unwrap().token, 1);
+        database.release(5, 1, false);
+        // Not for ever.
+        database.state().running = true;
+        let (answer,) = waits(5, 2).await;
+        tokio::time::sleep(ITS_TURN).await;
+        database.expire();
+        assert_eq!(answer.await.unwrap().unwrap_err().code, RefusalCode::Busy);
+        // Nor does it wait for another writer.
+        let answer = database.acquire(6, Duration::ZERO, 0);
+        database.expire();
+        assert_eq!(answer.await.unwrap().unwrap_err().code, RefusalCode::Busy);
+    }
 }
