@@ -288,7 +288,10 @@ impl Database {
     /// Those whose time is over.
     fn send_away(&self, state: &mut State) {
         let now = clock::now();
-        let turn = state.arrived.as_ref().map(|arrived| arrived.session);
+        // A copy that lags doesn't count: others, elsewhere, could write meanwhile.
+        let last = state.rule.last();
+        let turn = state.arrived.as_ref().filter(|arrived| arrived.lease.head == last);
+        let turn = turn.map(|arrived| arrived.session);
         let is_over = |(session, waiting): &(&SessionId, &Waiting)| {
             let more = match (turn == Some(**session), waiting.is_asked) {
                 (true, _) => ITS_TURN,

@@ -140,6 +140,20 @@ fn what_would_end_replication_is_refused() {
         host.sql("INSERT INTO t VALUES (2)").unwrap();
     }
     host.sql("PRAGMA wal_autocheckpoint = 1; INSERT INTO t VALUES (3); INSERT INTO t VALUES (4)").unwrap();
+    // As in plain SQLite with a file that is in WAL mode: it has a page already, which says how it is to be vacuumed.
+    let steps = [
+        "PRAGMA auto_vacuum = FULL; CREATE TABLE early(a)",
+        "PRAGMA auto_vacuum",
+        "PRAGMA auto_vacuum = FULL; VACUUM",
+        "PRAGMA auto_vacuum",
+    ];
+    let plain =
+        stock(&test.dir.path().join("plain.db"), &format!("PRAGMA journal_mode = WAL; {}", steps.join("; ")));
+    assert_eq!(plain.as_deref(), Ok("wal\n0\n1"));
+    let mut vacuumed = Host::open(Program::Cli, &database(&test, 1, "vacuumed"));
+    let answers: Vec<_> = steps.iter().flat_map(|step| vacuumed.sql(step).unwrap()).collect();
+    assert_eq!(answers, ["0", "1"]);
+    vacuumed.close();
     // No page size but the database's own.
     host.sql("PRAGMA page_size = 8192; VACUUM").unwrap();
     assert_eq!(host.sql("PRAGMA page_size").unwrap(), ["4096"]);
