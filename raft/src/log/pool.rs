@@ -11,6 +11,8 @@
 //! - [`Pool::full`] is set from the first failure to prepare a spare until the next success. The log writer waits
 //!   for a segment while the disk is full, until there is room or the log is closed; for any other reason it fails
 //!   when it needs a segment while there is none and no purged one is on its way.
+//! - A writer that waits is given the turn when something is to be purged ([`Pool::nudge`]), as that may be what makes
+//!   room. Where it waits for a file of another size than a spare's, spares are removed for it, and none is made.
 //!
 //! # Failures
 //! A spare that can't be made (its sync included) is thrown away, as nothing depends on it, and another one is tried
@@ -52,6 +54,10 @@ struct State {
     full: Option<(io::ErrorKind, String)>,
     /// Why the writer waits for room, while it does.
     waiting: Option<String>,
+    /// It waits for a file that is larger than a spare.
+    oversized: bool,
+    /// It is to look for what may be purged before it goes on waiting.
+    nudged: bool,
     /// The log is being closed: nobody waits for room any more.
     impatient: bool,
     /// Attempts to prepare a spare that failed, ever.
@@ -138,17 +144,33 @@ impl Pool {
     pub(crate) fn quiet(&self) -> bool {
         let s = self.lock();
         let retiring = s.recycling || !(s.retired.is_empty() || s.stuck);
-        s.failed.is_some() || !retiring && (s.full.is_some() || !s.spares.is_empty())
+        s.failed.is_some() || !retiring && (s.full.is_some() || s.oversized || !s.spares.is_empty())
     }
 
     /// Takes a spare of at least `bytes`. One that exceeds the usual size is made on the spot. Waits for the preparer
-    /// if need be, and for room on a full disk; fails at once when the preparer has failed for another reason.
-    pub(crate) fn take(&self, bytes: u64) -> io::Result<Spare> {
+    /// if need be, and for room on a full disk; fails at once when the preparer has failed for another reason. `None`:
+    /// there is no room yet, and something may have been asked to be purged; to be called again after that.
+    pub(crate) fn take(&self, bytes: u64) -> io::Result<Option<Spare>> {
         let taken = if bytes > self.segment_bytes { self.make(bytes) } else { self.take_prepared() };
-        if self.lock().waiting.take().is_some() {
+        if matches!(taken, Ok(None)) {
+            return taken;
+        }
+        let mut s = self.lock();
+        (s.oversized, s.nudged) = (false, false);
+        if s.waiting.take().is_some() {
             tracing::info!(ok = taken.is_ok(), "the log waits for room no longer");
         }
+        self.wake.notify_all();
         taken
+    }
+
+    /// A purge is in the writer's queue.
+    pub(crate) fn nudge(&self) {
+        let mut s = self.lock();
+        if s.waiting.is_some() {
+            s.nudged = true;
+            self.wake.notify_all();
+        }
     }
 
     /// Takes note that the writer waits for room, if it may wait: false if it may not.
@@ -159,11 +181,13 @@ impl Pool {
         if s.waiting.is_none() {
             tracing::error!("the disk is full ({why}): the log waits for room, and takes nothing until then");
             s.waiting = Some(why.to_owned());
+            // What is in the queue already was no reason to nudge.
+            s.nudged = true;
         }
         true
     }
 
-    fn make(&self, bytes: u64) -> io::Result<Spare> {
+    fn make(&self, bytes: u64) -> io::Result<Option<Spare>> {
         let bytes = bytes.next_multiple_of(segment::DATA_START);
         loop {
             let mut s = self.lock();
@@ -171,26 +195,36 @@ impl Pool {
             let name = format!("{:016}.free", s.next_name);
             drop(s);
             let error = match self.disk.create(&name, bytes) {
-                Ok(file) => return Ok(Spare { name, file, bytes }),
+                Ok(file) => return Ok(Some(Spare { name, file, bytes })),
                 Err(error) => error,
             };
             let mut s = self.lock();
             if !Self::may_wait(&mut s, error.kind(), &error.to_string()) {
                 return Err(error);
             }
+            s.oversized = true;
+            if let Some(spare) = s.spares.pop() {
+                drop(s);
+                // One that stays is found at the next start.
+                let _ = self.disk.remove(&spare.name);
+                continue;
+            }
+            if std::mem::take(&mut s.nudged) {
+                return Ok(None);
+            }
             // Woken early by a retired segment or by close.
             drop(self.wake.wait_timeout(s, RETRY).unwrap_or_else(|e| e.into_inner()));
         }
     }
 
-    fn take_prepared(&self) -> io::Result<Spare> {
+    fn take_prepared(&self) -> io::Result<Option<Spare>> {
         let mut s = self.lock();
         let mut failures = s.failures;
         let mut deadline = std::time::Instant::now() + TAKE_TIMEOUT;
         loop {
             if let Some(spare) = s.spares.pop() {
                 self.wake.notify_all();
-                return Ok(spare);
+                return Ok(Some(spare));
             }
             if let Some(why) = &s.failed {
                 return Err(io::Error::other(why.clone()));
@@ -207,6 +241,9 @@ impl Pool {
                 return Err(io::Error::other("a log segment could not be prepared"));
             }
             let left = deadline.saturating_duration_since(std::time::Instant::now());
+            if s.waiting.is_some() && std::mem::take(&mut s.nudged) {
+                return Ok(None);
+            }
             if s.closing || left.is_zero() {
                 return Err(io::Error::new(
                     io::ErrorKind::TimedOut,
@@ -237,7 +274,7 @@ impl Pool {
                 && let Some(mut segment) = s.retired.pop_front()
             {
                 s.recycling = true;
-                let keep = s.spares.len() < KEEP;
+                let keep = s.spares.len() < KEEP && !s.oversized;
                 drop(s);
                 let result = self.recycle(&mut segment, keep);
                 s = self.lock();
@@ -261,7 +298,7 @@ impl Pool {
             if s.closing || s.failed.is_some() {
                 return;
             }
-            if !s.spares.is_empty() {
+            if !s.spares.is_empty() || s.oversized {
                 s = match s.stuck {
                     true => self.wake.wait_timeout(s, RETRY).unwrap_or_else(|e| e.into_inner()).0,
                     false => self.wake.wait(s).unwrap_or_else(|e| e.into_inner()),

@@ -93,6 +93,8 @@ struct Inner {
     struck: Vec<Site>,
     /// No new files.
     full: bool,
+    /// Bytes that all files may have together.
+    capacity: Option<usize>,
     journal: Option<Vec<Change>>,
     /// What must never be done to a disk.
     violations: Vec<String>,
@@ -211,6 +213,10 @@ impl Inner {
         Err(error)
     }
 
+    fn used(&self) -> usize {
+        self.content.names.values().map(|f| self.content.files[*f].current.len()).sum()
+    }
+
     fn file(&self, name: &str) -> io::Result<usize> {
         self.content.names.get(name).copied().ok_or_else(|| io::ErrorKind::NotFound.into())
     }
@@ -252,6 +258,17 @@ impl SimDisk {
 
     pub(crate) fn set_full(&self, full: bool) {
         self.lock().full = full;
+    }
+
+    /// From now on there is no more room than what files take at this moment.
+    pub(crate) fn fill_up(&self) {
+        let mut s = self.lock();
+        s.capacity = Some(s.used());
+    }
+
+    /// There is room again.
+    pub(crate) fn empty(&self) {
+        self.lock().capacity = None;
     }
 
     /// Starts to record changes.
@@ -356,7 +373,7 @@ impl Disk for SimDisk {
 
     fn create(&self, name: &str, len: u64) -> io::Result<Arc<dyn DiskFile>> {
         let mut s = self.lock();
-        if s.full {
+        if s.full || s.capacity.is_some_and(|capacity| s.used() + len as usize > capacity) {
             return Err(io::ErrorKind::StorageFull.into());
         }
         s.trip(Site::Create)?;

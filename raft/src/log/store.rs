@@ -376,6 +376,8 @@ impl RaftLogStorage<C> for LogStore {
     async fn purge(&mut self, upto: LogId) -> io::Result<()> {
         let upto = position(&upto);
         self.shared.state().purge(upto);
-        self.submit(Op::Purge(upto))
+        self.submit(Op::Purge(upto))?;
+        self.shared.pool.nudge();
+        Ok(())
     }
 }

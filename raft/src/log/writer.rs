@@ -12,10 +12,12 @@
 //! - After any failure nothing is written or acknowledged again: every completion gets the error.
 //!
 //! On a full disk the writer waits until there is room for a segment; what it was given meanwhile, votes included, is
-//! not acknowledged before. A leader rarely gets there, as proposals are refused earlier ([`Shared::room_for`]). A
-//! follower can't refuse its leader: the others are a majority without it, and it goes on where it was. Where the log is
-//! closed first, or may not wait, the append fails with [`std::io::ErrorKind::StorageFull`].
+//! not acknowledged before. Only purges that give back a segment go on, as they may be what makes room: each segment
+//! keeps some bytes for them ([`TAIL`]). A leader rarely gets there, as proposals are refused earlier
+//! ([`Shared::room_for`]). A follower can't refuse its leader: the others are a majority without it, and it goes on where
+//! it was. Where the log is closed first, or may not wait, the append fails with [`std::io::ErrorKind::StorageFull`].
 
+use std::collections::VecDeque;
 use std::io;
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, RecvTimeoutError};
@@ -40,6 +42,9 @@ const BATCH_BYTES: usize = 8 << 20;
 const KEEP_BUFFER: usize = 1 << 20;
 /// Idle time after which a mark record protects the last entries.
 const IDLE: Duration = Duration::from_millis(500);
+
+/// At the end of each segment so much is kept for purge records: two of them.
+pub(super) const TAIL: u64 = 2 * record::size(0) as u64;
 
 /// What a caller waits for.
 pub(crate) type Ack = oneshot::Sender<io::Result<()>>;
@@ -92,6 +97,8 @@ pub(crate) struct Tail {
 pub(crate) struct Writer {
     shared: Arc<Shared>,
     queue: Receiver<Op>,
+    /// What came out of the queue while the writer waited for room, in order.
+    backlog: VecDeque<Op>,
     owner: Owner,
     votes: VoteFile,
     active: Arc<Segment>,
@@ -116,6 +123,7 @@ impl Writer {
         Writer {
             shared,
             queue,
+            backlog: VecDeque::new(),
             owner,
             votes,
             active: tail.active,
@@ -134,7 +142,8 @@ impl Writer {
         // What a crash or a failure kept from being given up.
         self.retire();
         loop {
-            let first = match self.queue.recv_timeout(IDLE) {
+            let backlog = self.backlog.pop_front();
+            let first = match backlog.map_or_else(|| self.queue.recv_timeout(IDLE), Ok) {
                 Ok(op) => op,
                 Err(RecvTimeoutError::Timeout) if !self.unmarked => match self.queue.recv() {
                     Ok(op) => op,
@@ -154,7 +163,7 @@ impl Writer {
                 closing |= matches!(op, Op::Close);
                 result = self.handle(op, result);
                 if !closing && self.buf.len() < BATCH_BYTES {
-                    next = self.queue.try_recv().ok();
+                    next = self.next_op();
                 }
             }
             let result = result.and_then(|()| self.flush());
@@ -168,12 +177,17 @@ impl Writer {
             self.settle(result);
         }
         // Whoever still queues something must not wait for ever.
-        while let Ok(op) = self.queue.try_recv() {
+        while let Some(op) = self.next_op() {
             let gone = Err(io::Error::other("the log is closed"));
             let result = self.handle(op, gone);
             self.settle(result);
         }
         self.shared.pool.close();
+    }
+
+    /// The next operation, if there is one.
+    fn next_op(&mut self) -> Option<Op> {
+        self.backlog.pop_front().or_else(|| self.queue.try_recv().ok())
     }
 
     fn check(&self) -> io::Result<()> {
@@ -244,7 +258,7 @@ impl Writer {
     }
 
     fn mark(&mut self) -> io::Result<()> {
-        let fits = self.synced + record::size(0) as u64 <= self.active.bytes;
+        let fits = self.synced + record::size(0) as u64 + TAIL <= self.active.bytes;
         if !fits && !self.shared.pool.ready() {
             // The mark can wait; the log must not fail for it because the disk is full.
             return Ok(());
@@ -258,8 +272,11 @@ impl Writer {
     fn put(&mut self, kind: Kind, position: LogPosition, payload: &[u8]) -> io::Result<()> {
         let size = record::size(payload.len()) as u64;
         let len = u32::try_from(payload.len()).map_err(|_| io::Error::other("entry too long"))?;
-        if self.synced + self.buf.len() as u64 + size > self.active.bytes {
-            self.roll(size)?;
+        let tail = if kind == Kind::Purge { 0 } else { TAIL };
+        if self.synced + self.buf.len() as u64 + size + tail > self.active.bytes {
+            // What is about to be voided is not to be purged.
+            let keep_from = if kind == Kind::Base { position.index } else { u64::MAX };
+            self.roll(size, keep_from)?;
         }
         let offset = self.synced + self.buf.len() as u64;
         let committed = self.shared.state().committed.map_or(0, |p| p.index + 1);
@@ -307,12 +324,18 @@ impl Writer {
         Ok(())
     }
 
-    /// Ends the active segment and starts the next one, which must hold `size` more bytes.
-    fn roll(&mut self, size: u64) -> io::Result<()> {
+    /// Ends the active segment and starts the next one, which must hold `size` more bytes. Entries from `keep_from` on
+    /// are not to be purged before.
+    fn roll(&mut self, size: u64, keep_from: u64) -> io::Result<()> {
         self.flush()?;
         // A purge in this very batch may be what makes room.
         self.retire();
-        let spare = self.shared.pool.take(DATA_START + size)?;
+        let spare = loop {
+            match self.shared.pool.take(DATA_START + size + TAIL)? {
+                Some(spare) => break spare,
+                None => self.purge_meanwhile(keep_from)?,
+            }
+        };
         let header = SegmentHeader {
             owner: self.owner,
             sequence: self.active.sequence + 1,
@@ -330,6 +353,37 @@ impl Writer {
         self.active = Arc::new(Segment::new(&header, spare.file, self.active.stream_end()));
         self.synced = DATA_START;
         self.shared.state().segments.push_back(self.active.clone());
+        Ok(())
+    }
+
+    /// There is no room for the next segment, and all that came before is durable: a purge that came later, of entries
+    /// that are on disk, is brought forward if it gives back a segment.
+    fn purge_meanwhile(&mut self, keep_from: u64) -> io::Result<()> {
+        self.backlog.extend(self.queue.try_iter());
+        let upto = {
+            let state = self.shared.state();
+            let next = state.places.next().min(keep_from);
+            // Behind a truncation it may be of entries that are yet to come.
+            let before = self.backlog.iter().take_while(|op| !matches!(op, Op::Base(..)));
+            let purges = before.filter_map(|op| match op {
+                Op::Purge(upto) => Some(*upto),
+                _ => None,
+            });
+            let upto = purges.filter(|upto| upto.index < next).max_by_key(|upto| upto.index);
+            let segment_after = |upto: LogPosition| {
+                let place = state.places.get(upto.index + 1);
+                place.map_or(self.active.sequence as u32, |place| place.segment)
+            };
+            let oldest = state.segments.front().map(|segment| segment.sequence as u32);
+            upto.filter(|upto| oldest != Some(segment_after(*upto)))
+        };
+        let fits = self.synced + record::size(0) as u64 <= self.active.bytes;
+        let Some(upto) = upto.filter(|_| fits) else { return Ok(()) };
+        self.purge(upto)?;
+        self.flush()?;
+        self.retire();
+        self.backlog.retain(|op| !matches!(op, Op::Purge(other) if other.index <= upto.index));
+        tracing::info!(upto = upto.index, "purged while the log waits for room");
         Ok(())
     }
 

@@ -3,6 +3,7 @@
 use super::*;
 use crate::log::disk::Disk;
 use crate::log::simdisk::{Change, Site};
+use crate::log::writer::TAIL;
 
 /// A log with entries `0..n` of 900 bytes: four of them in each segment.
 async fn filled(disk: &SimDisk, n: u64) -> LogStore {
@@ -82,7 +83,7 @@ fn an_idle_log_does_not_fail_for_a_mark_on_a_full_disk() {
         let mut log = filled(&disk, 1).await;
         disk.set_full(true);
         let used = record::size(900);
-        let rest = (SMALL - DATA_START) as usize - used - record::HEADER_BYTES;
+        let rest = (SMALL - DATA_START - TAIL) as usize - used - record::HEADER_BYTES;
         // Into the first segment, which is then full; and likewise the spare.
         append(&mut log, vec![command(1, 1, rest)]).await.unwrap();
         append(&mut log, vec![command(1, 2, rest + used)]).await.unwrap();
@@ -117,6 +118,92 @@ fn a_full_disk_waits_for_what_a_purge_gives_back() {
         }
         assert_eq!(log.failed(), None);
         close(log).await;
+    });
+}
+
+/// A log on a full disk that waits for room, and the append that waits there.
+async fn waiting(
+    disk: &SimDisk,
+    n: u64,
+    sizes: &[usize],
+) -> (LogStore, tokio::task::JoinHandle<io::Result<()>>) {
+    let options = LogOptions { segment_bytes: SMALL, wait_for_room: true, ..options() };
+    let log = super::super::open::open_on(Arc::new(disk.clone()), options, None).unwrap();
+    log.settled().await;
+    disk.fill_up();
+    let entries = (n..).zip(sizes).map(|(i, size)| command(1, i, *size)).collect();
+    let mut ours = log.clone();
+    let append = tokio::spawn(async move { append(&mut ours, entries).await });
+    let deadline = Instant::now() + Duration::from_secs(10);
+    while !log.is_waiting() {
+        assert!(Instant::now() < deadline);
+        tokio::time::sleep(Duration::from_millis(1)).await;
+    }
+    (log, append)
+}
+
+/// A purge that would have made room stood in the queue behind the append that waited for it, for ever.
+#[test]
+fn a_purge_makes_room_for_the_append_that_waits() {
+    // In segments of the usual size, and in one that is made for one entry: for that, files have to go.
+    for sizes in [vec![900; 12], vec![3 * SMALL as usize]] {
+        run(async {
+            let disk = SimDisk::default();
+            close(filled(&disk, 30).await).await;
+            let (mut log, append) = waiting(&disk, 30, &sizes).await;
+            // Nothing goes for one that gives back no segment.
+            log.purge(log_id(at(1, 1))).await.unwrap();
+            log.purge(log_id(at(1, 25))).await.unwrap();
+            let done = tokio::time::timeout(Duration::from_secs(10), append);
+            done.await.expect("the purge makes room").unwrap().unwrap();
+            let next = 30 + sizes.len() as u64;
+            holds(&mut log, 26..next).await;
+            assert!(!log.is_waiting());
+            let crashed = disk.crash(|| false);
+            close(log).await;
+            for disk in [crashed, disk] {
+                let mut log = open_small(&disk).unwrap();
+                holds(&mut log, 26..next).await;
+                assert_eq!(log.purged(), Some(at(1, 25)));
+                close(log).await;
+            }
+        });
+    }
+}
+
+/// A purge is brought forward past an append that waits, but not past a truncation: it may be of what comes after.
+#[test]
+fn a_purge_does_not_overtake_a_truncation() {
+    run(async {
+        let disk = SimDisk::default();
+        close(filled(&disk, 30).await).await;
+        let (mut log, waiting) = waiting(&disk, 30, &[900; 12]).await;
+        let mut ours = log.clone();
+        let truncate = tokio::spawn(async move { ours.truncate_after(Some(log_id(at(1, 19)))).await });
+        while log.last() != Some(at(1, 19)) {
+            tokio::task::yield_now().await;
+        }
+        let mut ours = log.clone();
+        let entries: Vec<_> = (20..24).map(|i| command(2, i, 900)).collect();
+        let again = tokio::spawn(async move { append(&mut ours, entries).await });
+        while log.last() != Some(at(2, 23)) {
+            tokio::task::yield_now().await;
+        }
+        log.purge(log_id(at(2, 21))).await.unwrap();
+        assert!(log.is_waiting());
+        disk.empty();
+        waiting.await.unwrap().unwrap();
+        truncate.await.unwrap().unwrap();
+        again.await.unwrap().unwrap();
+        holds(&mut log, 22..24).await;
+        let crashed = disk.crash(|| false);
+        close(log).await;
+        for disk in [crashed, disk] {
+            let mut log = open_small(&disk).unwrap();
+            holds(&mut log, 22..24).await;
+            assert_eq!((log.purged(), log.last()), (Some(at(2, 21)), Some(at(2, 23))));
+            close(log).await;
+        }
     });
 }
 
@@ -259,4 +346,26 @@ fn an_index_that_no_entry_can_follow_is_damage() {
         let refused = open_small(&disk).map(drop).unwrap_err();
         assert!(matches!(refused, LogError::Damaged { offset: DATA_START, .. }), "{kind:?}: {refused}");
     }
+}
+
+/// Segments are counted from 1, but a file may have any number in its name: for the one before it 1 was taken from 0.
+#[test]
+fn a_segment_of_number_0_is_refused() {
+    use super::super::segment::{SegmentHeader, file_name};
+    use super::super::vote::{FILE_BYTES, FILE_NAME, VoteFile};
+
+    let disk = SimDisk::default();
+    VoteFile::init(disk.create(FILE_NAME, FILE_BYTES).unwrap(), OWNER).unwrap();
+    let header = SegmentHeader {
+        owner: OWNER,
+        sequence: 0,
+        seed: 3,
+        next_index: 5,
+        prev_end: 0,
+        prev_seed: 0,
+        file_bytes: SMALL,
+    };
+    disk.create(&file_name(0), SMALL).unwrap().write_at(&header.encode(), 0).unwrap();
+    let refused = open_small(&disk).map(drop).unwrap_err();
+    assert!(matches!(refused, LogError::Damaged { offset: 0, .. }), "{refused}");
 }
