@@ -338,3 +338,47 @@ fn repair_under_load() {
     load.join().unwrap();
     assert_identical(&test, NAME, QUERIES);
 }
+
+/// Each of these transactions is larger than what a checkpoint may have left to copy while a writer waits for it, and
+/// the next one begins at once: the WAL of their node grew for as long as that went on.
+#[test]
+fn large_transactions_in_unbroken_sequence_do_not_make_the_wal_grow() {
+    const TXNS: usize = 30;
+    // With --checkpoint-mib 1 a WAL is long from 16 MiB on; and some transactions of 3 MB were on their way.
+    const BOUND: u64 = 40 << 20;
+    let test = steady(1, SMALL);
+    create(&open(&test, 1));
+    let mut wal = database(&test, 1, NAME).into_os_string();
+    wal.push("-wal");
+    let write = |writer: &Connection| {
+        writer.execute("INSERT INTO t(b) VALUES (randomblob(3000000))", []).unwrap();
+        std::fs::metadata(&wal).unwrap().len()
+    };
+    let one = open(&test, 1);
+    let longest = (0..TXNS).map(|_| write(&one)).max().unwrap();
+    println!("one app: {} MiB", longest >> 20);
+    assert!(longest <= BOUND, "one app: {} MiB of WAL", longest >> 20);
+
+    let longest = (0..TXNS).map(|_| write(&open(&test, 1))).max().unwrap();
+    println!("one app after the other: {} MiB", longest >> 20);
+    assert!(longest <= BOUND, "one app after the other: {} MiB of WAL", longest >> 20);
+
+    let apps: Vec<_> = (0..3).map(|_| open(&test, 1)).collect();
+    let longest = thread::scope(|scope| {
+        let writers =
+            apps.into_iter().map(|app| scope.spawn(move || (0..TXNS / 3).map(|_| write(&app)).max()));
+        let writers: Vec<_> = writers.collect();
+        writers.into_iter().filter_map(|writer| writer.join().unwrap()).max().unwrap()
+    });
+    println!("three apps: {} MiB", longest >> 20);
+    assert!(longest <= BOUND, "three apps: {} MiB of WAL", longest >> 20);
+
+    // A reader of an old state keeps the WAL, and costs the writer some seconds at most.
+    let reader = open(&test, 1);
+    reader.execute_batch("BEGIN; SELECT count(*) FROM t").unwrap();
+    let began = std::time::Instant::now();
+    let longest = (0..TXNS).map(|_| write(&one)).max().unwrap();
+    println!("with a reader: {} MiB, {:.1} s", longest >> 20, began.elapsed().as_secs_f64());
+    assert!(longest > BOUND);
+    reader.execute_batch("COMMIT").unwrap();
+}

@@ -176,6 +176,11 @@ pub fn raw_header(region0: &Region) -> [u32; 12] {
     load_copy(region0, 0)
 }
 
+/// The last frame, as raw words of a header have it.
+pub fn raw_max_frame(raw: &[u32; 12]) -> FrameNo {
+    FrameNo(raw[4])
+}
+
 /// What a reader sees: the header if both copies agree and are sealed.
 pub fn read_header(region0: &Region) -> Option<IndexHeader> {
     let first = load_copy(region0, 0);
@@ -210,6 +215,11 @@ pub fn publish(region0: &Region, header: &IndexHeader) {
 /// Frames that a checkpoint has already copied into the database file.
 pub fn backfilled(region0: &Region) -> FrameNo {
     FrameNo(region0[BACKFILL].load(Ordering::Acquire))
+}
+
+/// Frames that the checkpoint which is under way is to have copied when it ends, or those of the last one.
+pub fn attempted(region0: &Region) -> FrameNo {
+    FrameNo(region0[BACKFILL_ATTEMPTED].load(Ordering::Acquire))
 }
 
 /// Ends what a writer's death cut short: a restart of the log, whose header was published while the count of

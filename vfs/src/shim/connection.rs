@@ -15,6 +15,9 @@ use crate::gate::{Gate, Grant};
 use std::ffi::{CString, c_int};
 use std::time::{Duration, Instant};
 
+/// A WAL of so many times its limit is long.
+const LONG_WAL: u64 = 4;
+
 /// What to do with a call.
 #[derive(Debug, PartialEq, Eq)]
 pub enum Verdict {
@@ -41,6 +44,10 @@ pub struct Connection {
     writer: Option<Writer>,
     /// When a transaction last waited for a checkpoint.
     awaited: Option<Instant>,
+    /// Frames in the WAL that the last transaction began with, if it came to write, until it has ended.
+    wrote_after: Option<u64>,
+    /// When waiting for room in the WAL was last of no use.
+    waited_in_vain: Option<Instant>,
     /// The last refusal, so that a busy handler's retries don't fill the log.
     refused: String,
 }
@@ -68,6 +75,8 @@ impl Connection {
             may_read: false,
             writer: None,
             awaited: None,
+            wrote_after: None,
+            waited_in_vain: None,
             refused: String::new(),
         }
     }
@@ -147,6 +156,11 @@ impl Connection {
             }
         } else {
             self.read_locks &= !bit;
+            if self.read_locks == 0
+                && let Some(before) = self.wrote_after.take()
+            {
+                self.make_room(before);
+            }
         }
     }
 
@@ -234,6 +248,43 @@ impl Connection {
         false
     }
 
+    /// A transaction that came to write when the WAL had `before` frames has ended, and holds no lock any more. If each
+    /// one is larger than what a checkpoint may have left to copy for a moment's wait, the next writer, who may begin at
+    /// once, never finds all of the WAL in the database file. Where that has let the WAL grow far beyond its limit, this
+    /// one waits until the node has copied it: as SQLite's own writer would, who copies it himself in his COMMIT.
+    fn make_room(&mut self, before: u64) {
+        /// The node sets about it once the transaction is published, and is done with a checkpoint that is under way.
+        const BEGINS: Duration = Duration::from_secs(2);
+        const ENDS: Duration = Duration::from_secs(10);
+        /// A reader of an old state may be in the way, and stay there.
+        const IN_VAIN: Duration = Duration::from_secs(30);
+        let info = self.gate.info();
+        let (size, limit) = (u64::from(info.page_size.get()), info.wal_limit);
+        let Some(region0) = self.region0 else { return };
+        let last = || wal_index::read_header(region0).map_or(0, |header| u64::from(header.max_frame.0));
+        let is_long = || {
+            let (last, copied) = (last(), u64::from(wal_index::backfilled(region0).0));
+            last.saturating_mul(size) >= limit.saturating_mul(LONG_WAL)
+                && last.saturating_sub(copied).saturating_mul(size) > limit / 4
+        };
+        // A single large one is no reason: the next one finds it copied, or waits then.
+        if before.saturating_mul(size) < limit
+            || !is_long()
+            || self.waited_in_vain.is_some_and(|at| at.elapsed() < IN_VAIN)
+        {
+            return;
+        }
+        let (began, ours) = (Instant::now(), last());
+        while is_long() {
+            let is_at_it = u64::from(wal_index::attempted(region0).0) >= ours;
+            if began.elapsed() >= if is_at_it { ENDS } else { BEGINS } {
+                self.waited_in_vain = Some(Instant::now());
+                return;
+            }
+            std::thread::sleep(Duration::from_millis(2));
+        }
+    }
+
     fn acquire(&mut self, handle: usize) -> c_int {
         // Without a read lock it isn't a writer: a reader found the header torn and wants to look at it
         // under the lock, or to recover the WAL (walIndexReadHdr). BUSY makes it read again.
@@ -281,6 +332,7 @@ impl Connection {
         let page_size = self.gate.info().page_size;
         let capture = Capture::new(page_size, header.max_frame, header.salts);
         let stale = wal_index::raw_header(region0) != self.snapshot;
+        self.wrote_after = Some(u64::from(wal_index::raw_max_frame(&self.snapshot).0));
         self.writer = Some(Writer { grant, _writing: writing, capture, stale });
         SQLITE_OK
     }
