@@ -194,13 +194,17 @@ impl Machine {
             Payload::Membership(bytes) => state.memberships.push((position.index, bytes.to_vec())),
             Payload::Command(bytes) => match Command::decode(&bytes) {
                 Ok(Command::Transaction { head, body }) => {
-                    self.registry.hand(head.database, Entry::Transaction { position, head, body });
+                    self.registry.hand(
+                        head.database,
+                        state.taken,
+                        Entry::Transaction { position, head, body },
+                    );
                 }
                 Ok(Command::Part { head, body }) => {
-                    self.registry.hand(head.database, Entry::Part { position, head, body });
+                    self.registry.hand(head.database, state.taken, Entry::Part { position, head, body });
                 }
                 Ok(Command::Void { database, transaction: id }) => {
-                    self.registry.hand(database, Entry::Void { index: position.index, id });
+                    self.registry.hand(database, state.taken, Entry::Void { index: position.index, id });
                 }
                 Ok(Command::CreateDatabase { name, page_size }) => {
                     // A snapshot that was not installed after all may have brought its files.
@@ -223,7 +227,7 @@ impl Machine {
                 }
                 Ok(Command::Barrier { .. }) => {}
                 Ok(Command::Verify { files, scrub, .. }) => {
-                    self.registry.verify(position.index, files, scrub);
+                    self.registry.verify(position.index, state.taken, files, scrub);
                 }
                 Err(error) => {
                     let path = PathBuf::from(format!("log entry {position}"));
@@ -300,13 +304,14 @@ impl Machine {
     fn next_manifest(&self, state: &State) -> Option<Manifest> {
         let mut position = state.taken?;
         let databases = self.registry.known();
-        for (durable, is_dirty) in databases.iter().map(|database| database.durable) {
-            if is_dirty && durable.index < position.index {
-                position = durable;
+        for complete in databases.iter().filter_map(|database| database.lacks_after) {
+            if complete.index < position.index {
+                position = complete;
             }
         }
-        if Some(position) < state.manifest.position {
-            return None;
+        // What the manifest says already stays true, though a database may not know it of itself after a restart.
+        if let Some(stored) = state.manifest.position.filter(|stored| stored.index > position.index) {
+            position = stored;
         }
         let membership = state.memberships.iter().rev().find(|(at, _)| *at <= position.index);
         let membership = membership.map_or(&state.manifest.membership, |(_, bytes)| bytes);
@@ -443,7 +448,11 @@ impl StateMachine for Machine {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::command::TransactionHead;
     use crate::db::registry::Keep;
+    use quire_vfs::format::checksum::PageHashes;
+    use quire_vfs::format::transaction::{TxnId, encode_head};
+    use quire_vfs::format::{PageNo, database};
     use std::time::Duration;
 
     fn machine(dir: &Path) -> Machine {
@@ -498,5 +507,82 @@ mod tests {
             assert_ne!(apply(&second, &rest[..1]), Some(2), "case {case}: the name was taken");
             assert_eq!(apply(&second, &rest[1..]), Some(4), "case {case}");
         }
+    }
+
+    /// A transaction of one page on a database that has one, on top of `base`.
+    fn write(id: u64, base: u64, version: u8) -> Command {
+        let size = PageSize::DEFAULT;
+        let mut page = database::empty_database(size);
+        page[63] = version;
+        let mut hashes = PageHashes::new(size);
+        hashes.apply(&PageHashes::delta(1, [(PageNo(1), page.as_slice())]));
+        let checksum = hashes.checksum();
+        let mut body = Vec::new();
+        encode_head(&mut body, TxnId([version; 16]), size, 1, &[PageNo(1)], 0);
+        body.extend_from_slice(&page);
+        let head = TransactionHead { database: DbId(id), base, lease_term: 1, checksum, origin: 1 };
+        Command::Transaction { head, body: body.into() }
+    }
+
+    /// A database that was not written for long is, from when it is, until it is checkpointed. With many of them there
+    /// was always one, and each kept the log back to the entry that wrote it last: it grew for as long as that went on.
+    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+    async fn a_database_that_was_idle_for_long_keeps_no_more_log_than_it_needs() {
+        let dir = tempfile::tempdir().unwrap();
+        crate::db::sql::register().unwrap();
+        let context = Context { flushed: OnceLock::from(watch::channel(1000).1), ..Context::alone() };
+        let context = Arc::new(context);
+        let keep = Keep { most: 16, idle: Duration::from_secs(60) };
+        let open = || {
+            let registry = Arc::new(Registry::new(&dir.path().join("db"), context.clone(), keep).unwrap());
+            Machine::open(dir.path(), registry, context.clone()).unwrap()
+        };
+        let machine = open();
+        let create = |name: &str| Command::CreateDatabase { name: name.into(), page_size: PageSize::DEFAULT };
+        apply(&machine, &[(1, create("busy")), (2, create("a")), (3, create("b"))]);
+        let checkpoint = async |machine: &Machine, id: u64| {
+            let database = machine.registry.open(DbId(id)).await.unwrap().unwrap();
+            database.settled().await;
+            assert_eq!(database.fenced(), None);
+            tokio::task::spawn_blocking(move || while !database.checkpoint().unwrap() {}).await.unwrap();
+        };
+        let stored = |machine: &Machine| {
+            machine.store_manifest().unwrap();
+            machine.durable().unwrap().index
+        };
+        // Just handed over, opened, and published: at no time is more kept than from there on.
+        let mut base = 1;
+        let mut busy = async |machine: &Machine, index: u64| {
+            apply(machine, &[(index, write(1, std::mem::replace(&mut base, index), index as u8))]);
+            checkpoint(machine, 1).await;
+        };
+        busy(&machine, 4).await;
+        assert_eq!(stored(&machine), 4);
+        apply(&machine, &[(5, write(2, 2, 5))]);
+        assert_eq!(stored(&machine), 4);
+        busy(&machine, 6).await;
+        assert_eq!(stored(&machine), 4, "one that lacks an entry of the file needs it from the log");
+        apply(&machine, &[(7, write(3, 3, 7))]);
+        checkpoint(&machine, 2).await;
+        busy(&machine, 8).await;
+        assert_eq!(stored(&machine), 6);
+        apply(&machine, &[(9, write(2, 5, 9))]);
+        let b = machine.registry.open(DbId(3)).await.unwrap().unwrap();
+        b.settled().await;
+        drop(b);
+        assert_eq!(stored(&machine), 6);
+        checkpoint(&machine, 3).await;
+        busy(&machine, 10).await;
+        assert_eq!(stored(&machine), 8);
+
+        // The log has all that is missing then.
+        drop(machine);
+        let machine = open();
+        assert_eq!(machine.durable().unwrap().index, 8);
+        apply(&machine, &[(9, write(2, 5, 9)), (10, write(1, 8, 10))]);
+        for id in 1..=3 {
+            checkpoint(&machine, id).await;
+        }
+        assert_eq!(stored(&machine), 10);
     }
 }

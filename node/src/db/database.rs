@@ -285,6 +285,16 @@ impl State {
         });
     }
 
+    fn is_durable(&self) -> bool {
+        let is_idle = self.queue.is_empty() && !self.running && self.publishing.is_none();
+        // What a fenced database skips, it must find in the log again; and so the parts of a run that is open.
+        let is_current = self.rule.last() == self.durable.position.index
+            && self.fenced.is_none()
+            && self.installed.is_none()
+            && self.large.parts() == 0;
+        is_idle && is_current
+    }
+
     fn is_held(&self) -> bool {
         let hold = self.hold.filter(|_| self.fenced.is_some());
         let next = self.queue.front().and_then(Work::entry);
@@ -583,13 +593,12 @@ impl Database {
             // What it lacks is not to come from the log.
             return (state.durable.position, false);
         }
-        let is_idle = state.queue.is_empty() && !state.running && state.publishing.is_none();
-        // What a fenced database skips, it must find in the log again; and so the parts of a run that is open.
-        let is_current = state.rule.last() == state.durable.position.index
-            && state.fenced.is_none()
-            && state.installed.is_none()
-            && state.large.parts() == 0;
-        (state.durable.position, !is_current || !is_idle)
+        (state.durable.position, !state.is_durable())
+    }
+
+    /// Whether its file has the effects of all entries that were handed to it.
+    pub(super) fn is_durable(&self) -> bool {
+        self.state().is_durable()
     }
 
     /// What the verification at an entry found, if it was made.

@@ -104,6 +104,11 @@ impl Moving {
         Moving { closed, is_busy, is_queued: false, waiting, is_resting: false, creation: None, news }
     }
 
+    /// It was closed, with everything in its file, and nothing has come since.
+    fn is_durable(&self) -> bool {
+        self.waiting.is_empty()
+    }
+
     fn is_wanted(&self) -> bool {
         !self.waiting.is_empty() || self.news.receiver_count() > 0
     }
@@ -116,6 +121,9 @@ struct Slots {
     moving: BTreeMap<DbId, Moving>,
     /// Dropped, but a thread is still at their files.
     leaving: BTreeMap<DbId, Closed>,
+    /// Up to here each database has all entries in its file, by what was so when an entry last came to one that had all
+    /// before it: one that was not written for long needs the log from there on, not from its last entry.
+    complete: BTreeMap<DbId, LogPosition>,
     names: BTreeMap<String, DbId>,
     /// The one that is opened, or open, for the scrub alone.
     aside: Option<DbId>,
@@ -129,6 +137,14 @@ struct Slots {
 impl Slots {
     fn has(&self, id: DbId) -> bool {
         self.open.contains_key(&id) || self.closed.contains_key(&id) || self.moving.contains_key(&id)
+    }
+
+    /// Whether a database has all entries that were handed to it in its file.
+    fn is_durable(&self, id: DbId) -> bool {
+        if let Some(open) = self.open.get(&id) {
+            return open.database.is_durable();
+        }
+        self.moving.get(&id).is_none_or(Moving::is_durable)
     }
 
     /// An open database, which is used by that.
@@ -257,9 +273,15 @@ impl Registry {
         }
     }
 
-    /// Hands an entry of the log to its database, if there is one. Doesn't wait for files.
-    pub fn hand(self: &Arc<Self>, id: DbId, entry: Entry) {
+    /// Hands an entry of the log, the one after `before`, to its database, if there is one. Doesn't wait for files.
+    pub fn hand(self: &Arc<Self>, id: DbId, before: Option<LogPosition>, entry: Entry) {
         let mut slots = self.slots();
+        if let Some(before) = before
+            && slots.has(id)
+            && slots.is_durable(id)
+        {
+            slots.complete.insert(id, before);
+        }
         if let Some(database) = slots.take(id) {
             slots.is_used(id);
             drop(slots);
@@ -274,9 +296,9 @@ impl Registry {
     }
 
     /// Hands a verification to all databases.
-    pub fn verify(self: &Arc<Self>, index: u64, files: bool, scrub: bool) {
+    pub fn verify(self: &Arc<Self>, index: u64, before: Option<LogPosition>, files: bool, scrub: bool) {
         for id in self.ids() {
-            self.hand(id, Entry::Verify { index, files, scrub });
+            self.hand(id, before, Entry::Verify { index, files, scrub });
         }
     }
 

@@ -19,8 +19,8 @@ pub struct Known {
     pub page_size: PageSize,
     /// Its name.
     pub name: String,
-    /// The last entry in its file, and whether anything came after it.
-    pub durable: (LogPosition, bool),
+    /// The entry up to which it has all in its file, if that isn't all that was handed to it.
+    pub lacks_after: Option<LogPosition>,
 }
 
 impl Registry {
@@ -56,17 +56,21 @@ impl Registry {
     /// What the manifest is to say of each, by id.
     pub fn known(&self) -> Vec<Known> {
         let slots = self.slots();
+        let lacks_after = |id, (durable, is_dirty): (LogPosition, bool)| {
+            let complete = slots.complete.get(&id).copied().filter(|at| at.index > durable.index);
+            is_dirty.then(|| complete.unwrap_or(durable))
+        };
         let closed = |closed: &Closed, is_dirty| Known {
             id: closed.id,
             page_size: closed.page_size,
             name: closed.name.clone(),
-            durable: (closed.durable.position, is_dirty),
+            lacks_after: lacks_after(closed.id, (closed.durable.position, is_dirty)),
         };
         let mut all: Vec<_> = slots.closed.values().map(|it| closed(it, false)).collect();
         // The files of those that are yet to come can't be named. Nor need they: their creation is read again, since those
         // whose place they take are.
         let there = slots.moving.values().filter(|it| it.creation.is_none());
-        all.extend(there.map(|it| closed(&it.closed, true)));
+        all.extend(there.map(|it| closed(&it.closed, !it.is_durable())));
         for leaving in slots.leaving.values() {
             // The older one of two of a name: the other one has no files yet.
             if !all.iter().any(|known| known.name == leaving.name) {
@@ -77,7 +81,7 @@ impl Registry {
             id: database.id,
             page_size: database.page_size,
             name: database.name.clone(),
-            durable: database.durable(),
+            lacks_after: lacks_after(database.id, database.durable()),
         }));
         all.sort_by_key(|known| known.id);
         all
