@@ -118,22 +118,9 @@ impl Staging {
     pub fn open(database: &Path, id: DbId, page_size: PageSize) -> Result<Staging, DbError> {
         let path = incoming_path(database);
         let io = |what| DbError::io(&path, what);
-        let options = OpenOptions::new().read(true).write(true).create(true).truncate(false).open(&path);
-        let file = options.map_err(io("opening it"))?;
-        let mut header = [0; HEADER_SIZE];
-        let whole = file.read_exact_at(&mut header, 0).is_ok();
-        // One that was cut off is of no version.
-        if whole {
-            VersionError::check("incoming state", &header, MAGIC, VERSION)
-                .map_err(DbError::version(&path))?;
-        }
-        let seal = whole.then(|| decode_header(&header, id, page_size)).flatten();
-        if seal != Some(0) {
-            // First it stops to be a promise: one whose seal is cut off would be taken for a damaged one.
-            let written = file.write_all_at(&encode_header(id, page_size, 0), 0);
-            written.and_then(|()| file.sync_all()).map_err(io("writing it"))?;
-            let len = file.metadata().map_err(io("looking at it"))?.len();
-            file.set_len(seal.unwrap_or(HEADER_SIZE as u64).min(len)).map_err(io("truncating it"))?;
+        let (file, len) = Staging::unseal(&path, id, page_size)?;
+        if let Some(len) = len {
+            file.set_len(len).map_err(io("truncating it"))?;
         }
         let mut staging = Staging {
             path: path.clone(),
@@ -146,6 +133,28 @@ impl Staging {
         };
         staging.scan().map_err(io("reading it"))?;
         Ok(staging)
+    }
+
+    /// Opens the file as one that promises nothing, durably, and returns where it is to be cut, if it is. Only then: one
+    /// whose seal was cut off, but which says that it has one, would be taken for a damaged promise.
+    fn unseal(path: &Path, id: DbId, page_size: PageSize) -> Result<(File, Option<u64>), DbError> {
+        let io = |what| DbError::io(path, what);
+        let options = OpenOptions::new().read(true).write(true).create(true).truncate(false).open(path);
+        let file = options.map_err(io("opening it"))?;
+        let mut header = [0; HEADER_SIZE];
+        let whole = file.read_exact_at(&mut header, 0).is_ok();
+        // One that was cut off is of no version.
+        if whole {
+            VersionError::check("incoming state", &header, MAGIC, VERSION).map_err(DbError::version(path))?;
+        }
+        let seal = whole.then(|| decode_header(&header, id, page_size)).flatten();
+        if seal == Some(0) {
+            return Ok((file, None));
+        }
+        let written = file.write_all_at(&encode_header(id, page_size, 0), 0);
+        written.and_then(|()| file.sync_all()).map_err(io("writing it"))?;
+        let len = file.metadata().map_err(io("looking at it"))?.len();
+        Ok((file, Some(seal.unwrap_or(HEADER_SIZE as u64).min(len))))
     }
 
     /// Takes stock of the records up to the first that isn't whole, and cuts the file there.
@@ -460,6 +469,29 @@ mod tests {
             drop(staging);
             assert_eq!(Staging::open(&db, ID, size()).unwrap().len(), 1);
         }
+    }
+
+    /// The seal was cut off while the head still spoke of it: after a crash in between the file passed for a damaged
+    /// promise, and the database was fenced.
+    #[test]
+    fn a_transfer_that_dies_while_it_reopens_a_sealed_file_leaves_no_broken_promise() {
+        let dir = tempfile::tempdir().unwrap();
+        let db = dir.path().join("a.db");
+        let mut staging = Staging::open(&db, ID, size()).unwrap();
+        staging.stage(PageNo(1), &image(1, 1)).unwrap();
+        let hashes = [page_hash(PageNo(1), &image(1, 1)), 5];
+        let sealed = staging.seal(target(8, &hashes), 2, vec![0, 5]).unwrap();
+        drop(sealed);
+        // It dies before it cuts the file, and then after that.
+        let (file, cut) = Staging::unseal(&incoming_path(&db), ID, size()).unwrap();
+        assert!(Incoming::find(&db, ID, size()).unwrap().is_none(), "it promises nothing");
+        let cut = cut.unwrap();
+        assert!(cut > RECORDS_AT && cut < file.metadata().unwrap().len());
+        file.set_len(cut).unwrap();
+        drop(file);
+        assert!(Incoming::find(&db, ID, size()).unwrap().is_none());
+        let staging = Staging::open(&db, ID, size()).unwrap();
+        assert_eq!(staging.len(), 1, "and what was received isn't sent again");
     }
 
     #[test]

@@ -46,6 +46,8 @@ mod open;
 pub mod parts;
 pub mod publish;
 pub mod registry;
+#[cfg(test)]
+mod regressions;
 pub mod scrub;
 pub mod side_file;
 pub mod sql;
