@@ -21,6 +21,7 @@ use quire_vfs::format::transaction::{Piece, TxnId, encode_piece};
 use quire_vfs::format::wal::Salts;
 use quire_vfs::format::{FrameNo, PageNo, PageSize};
 use quire_vfs::gate::proto::{Refusal, RefusalCode};
+use std::collections::BTreeSet;
 use std::time::Duration;
 
 const DB: DbId = DbId(4);
@@ -76,15 +77,19 @@ fn golden_manifest() {
             Dropped { id: DbId(5), by: Some(80), name: "b".into() },
             Dropped { id: DbId(6), by: None, name: "c".into() },
         ],
+        removed: BTreeSet::new(),
         ahead: true,
     };
     let kept = golden("manifest-2", &manifest.encode());
     assert_eq!(Manifest::decode(&kept).unwrap(), manifest);
-    for (version, said) in [(3, "a newer Quire wrote it; run that"), (1, "an older Quire wrote it")] {
+    let manifest = Manifest { removed: BTreeSet::from([2, 6]), ..manifest };
+    let kept = golden("manifest-3", &manifest.encode());
+    assert_eq!(Manifest::decode(&kept).unwrap(), manifest);
+    for (version, said) in [(4, "a newer Quire wrote it; run that"), (1, "an older Quire wrote it")] {
         let mut other = kept.clone();
         other[8] = version;
         let why = Manifest::decode(&other).unwrap_err().to_string();
-        let found = format!("the manifest has version {version}, this build of Quire reads version 2: ");
+        let found = format!("the manifest has version {version}, this build of Quire reads version 3: ");
         assert!(why.contains(&found) && why.contains(said), "{why}");
     }
 }

@@ -21,9 +21,9 @@ use crate::node::Node;
 use crate::transfer::{self, Received};
 use bytes::Bytes;
 use futures_util::future::BoxFuture;
-use quire_raft::{AppliedState, Committed, LogPosition, NodeId, Payload, StateMachine};
+use quire_raft::{AppliedState, Committed, LogPosition, NodeId, Payload, StateMachine, members_of};
 use quire_vfs::fault;
-use quire_vfs::format::PageSize;
+use quire_vfs::format::{FormatError, PageSize};
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::path::{Path, PathBuf};
@@ -58,6 +58,8 @@ struct State {
     taken: Option<LogPosition>,
     /// Memberships since the manifest's position, each with its index.
     memberships: Vec<(u64, Vec<u8>)>,
+    /// Ids of members that were removed.
+    removed: BTreeSet<NodeId>,
     /// Databases that are gone, for as long as entries from before that may come again.
     dropped: Vec<Dropped>,
 }
@@ -99,7 +101,8 @@ impl Machine {
                 registry.start(*id, name, *page_size)?;
             }
         }
-        let state = State { taken: manifest.position, manifest, memberships: Vec::new(), dropped };
+        let (taken, removed) = (manifest.position, manifest.removed.clone());
+        let state = State { taken, manifest, memberships: Vec::new(), removed, dropped };
         let taken = watch::Sender::new(state.taken.map(|p| p.index));
         Ok(Machine {
             manifest_path,
@@ -127,6 +130,11 @@ impl Machine {
     /// The durable position.
     pub fn durable(&self) -> Option<LogPosition> {
         self.state().manifest.position
+    }
+
+    /// Whether a member of this id was removed.
+    pub fn was_removed(&self, id: NodeId) -> bool {
+        self.state().removed.contains(&id)
     }
 
     /// A database that a snapshot contains: the one that is there, or the files of a new one.
@@ -191,7 +199,20 @@ impl Machine {
         }
         match payload {
             Payload::Blank => {}
-            Payload::Membership(bytes) => state.memberships.push((position.index, bytes.to_vec())),
+            Payload::Membership(bytes) => {
+                let before = state.memberships.last().map_or(&state.manifest.membership, |(_, bytes)| bytes);
+                let malformed = |error: io::Error| {
+                    let what = "membership";
+                    let error = FormatError { what, offset: 0, reason: error.to_string() };
+                    DbError::Format { path: PathBuf::from(format!("log entry {position}")), error }
+                };
+                if !before.is_empty() {
+                    let before = members_of(&before.clone().into()).map_err(malformed)?;
+                    let now = members_of(&bytes).map_err(malformed)?;
+                    state.removed.extend(before.difference(&now));
+                }
+                state.memberships.push((position.index, bytes.to_vec()));
+            }
             Payload::Command(bytes) => match Command::decode(&bytes) {
                 Ok(Command::Transaction { head, body }) => {
                     self.registry.hand(
@@ -270,16 +291,18 @@ impl Machine {
     }
 
     /// All databases have at least the state of a snapshot: so has the manifest.
-    fn adopt(&self, applied: AppliedState, dropped: Vec<Dropped>) -> io::Result<()> {
+    fn adopt(&self, applied: AppliedState, of: Manifest) -> io::Result<()> {
         // It names none that is gone.
         self.registry.wait_left();
         let _one = self.storing.lock().unwrap_or_else(PoisonError::into_inner);
         let databases = self.registry.known();
+        let removed = of.removed.union(&self.state().removed).copied().collect();
         let manifest = Manifest {
             position: applied.position,
             membership: applied.membership.map(|bytes| bytes.to_vec()).unwrap_or_default(),
             databases: databases.into_iter().map(|db| (db.id, db.page_size, db.name)).collect(),
-            dropped,
+            dropped: of.dropped,
+            removed,
             ahead: true,
         };
         manifest.store(&self.manifest_path)?;
@@ -290,6 +313,7 @@ impl Machine {
         state.taken = manifest.position;
         state.memberships.clear();
         state.dropped.clone_from(&manifest.dropped);
+        state.removed.clone_from(&manifest.removed);
         state.manifest = manifest;
         self.taken.send_replace(state.taken.map(|p| p.index));
         if let Some(LogPosition { term, .. }) = state.taken
@@ -324,6 +348,7 @@ impl Machine {
             membership: membership.clone(),
             databases: databases.into_iter().map(|db| (db.id, db.page_size, db.name)).collect(),
             dropped,
+            removed: state.removed.clone(),
             ahead: false,
         })
     }
@@ -421,7 +446,8 @@ impl StateMachine for Machine {
                 }
             }
             let installing = node.clone();
-            let adopt = move || installing.machine().adopt(state, manifest.dropped);
+            let described = Manifest { databases: Vec::new(), ..manifest };
+            let adopt = move || installing.machine().adopt(state, described);
             let stored = tokio::task::spawn_blocking(adopt).await;
             stored.map_err(io::Error::other)?
         })

@@ -2,19 +2,20 @@
 //! Little-endian, replaced as a whole.
 //!
 //! ```text
-//!  0  "QUIREMAN", u32 version 2
+//!  0  "QUIREMAN", u32 version: 3, or 2 where no member was removed
 //! 12  u64 term, u64 leader, u64 index of the last entry whose effects are all on disk (all 1s: none)
 //! 36  u32 flags: 1 = ahead of the log, as a snapshot was installed
 //! 40  u32 length, membership in Raft's own encoding
 //!     u32 number of databases; for each: u64 id, u32 page size, u16 length, name
 //!     u32 number of drops; for each: u64 id, u64 index of the entry that drops it (all 1s: not known), u16 length, name
+//!     version 3 only: u32 number of ids of members that were removed; each u64
 //!     u32 crc32 of everything before
 //! ```
 //!
 //! Entries after that position are read again from the log at the next start.
 
 use crate::command::DbId;
-use quire_raft::{AppliedState, LogPosition};
+use quire_raft::{AppliedState, LogPosition, NodeId};
 use quire_vfs::format::{FormatError, PageSize, VersionError};
 use std::collections::BTreeSet;
 use std::fs::File;
@@ -22,7 +23,9 @@ use std::io::{self, Write};
 use std::path::Path;
 
 const MAGIC: &[u8; 8] = b"QUIREMAN";
-const VERSION: u32 = 2;
+const VERSION: u32 = 3;
+/// Without the ids of members that were removed.
+const WITHOUT_REMOVED: u32 = 2;
 /// A manifest is refused beyond this size, in bytes.
 const MAX_SIZE: u64 = 64 << 20;
 
@@ -37,6 +40,8 @@ pub struct Manifest {
     pub databases: Vec<(DbId, PageSize, String)>,
     /// Databases that entries after the position drop, and that are gone already.
     pub dropped: Vec<Dropped>,
+    /// Ids of members that were removed, at that position or since: nobody may have them again.
+    pub removed: BTreeSet<NodeId>,
     /// The position comes from a snapshot, and the log may not know of it yet.
     pub ahead: bool,
 }
@@ -89,7 +94,8 @@ impl Manifest {
     /// The manifest's bytes.
     pub fn encode(&self) -> Vec<u8> {
         let mut out = MAGIC.to_vec();
-        out.extend_from_slice(&VERSION.to_le_bytes());
+        let version = if self.removed.is_empty() { WITHOUT_REMOVED } else { VERSION };
+        out.extend_from_slice(&version.to_le_bytes());
         let words = self.position.map_or([u64::MAX; 3], |p| [p.term, p.leader, p.index]);
         words.iter().for_each(|word| out.extend_from_slice(&word.to_le_bytes()));
         out.extend_from_slice(&u32::from(self.ahead).to_le_bytes());
@@ -109,6 +115,10 @@ impl Manifest {
             out.extend_from_slice(&(name.len() as u16).to_le_bytes());
             out.extend_from_slice(name.as_bytes());
         }
+        if version == VERSION {
+            out.extend_from_slice(&(self.removed.len() as u32).to_le_bytes());
+            self.removed.iter().for_each(|id| out.extend_from_slice(&id.to_le_bytes()));
+        }
         let crc = crc32fast::hash(&out);
         out.extend_from_slice(&crc.to_le_bytes());
         out
@@ -116,11 +126,14 @@ impl Manifest {
 
     /// Reads a manifest.
     pub fn decode(bytes: &[u8]) -> Result<Manifest, ManifestError> {
-        VersionError::check("manifest", bytes, MAGIC, VERSION)?;
-        Ok(Manifest::decode_this_version(bytes)?)
+        let has_removed = bytes.get(8..12) != Some(&WITHOUT_REMOVED.to_le_bytes());
+        if has_removed {
+            VersionError::check("manifest", bytes, MAGIC, VERSION)?;
+        }
+        Ok(Manifest::decode_this_version(bytes, has_removed)?)
     }
 
-    fn decode_this_version(bytes: &[u8]) -> Result<Manifest, FormatError> {
+    fn decode_this_version(bytes: &[u8], has_removed: bool) -> Result<Manifest, FormatError> {
         let err = |offset: usize, reason: &str| FormatError {
             what: "manifest",
             offset: offset as u64,
@@ -163,10 +176,16 @@ impl Manifest {
             let by = (by != u64::MAX).then_some(by);
             dropped.push(Dropped { id, by, name: name(take(usize::from(len))?)? });
         }
+        let mut removed = BTreeSet::new();
+        if has_removed {
+            for _ in 0..u32(take(4)?) {
+                removed.insert(u64(take(8)?));
+            }
+        }
         if at != body.len() {
             return Err(err(at, "something follows"));
         }
-        Ok(Manifest { position, membership, databases, dropped, ahead })
+        Ok(Manifest { position, membership, databases, dropped, removed, ahead })
     }
 
     /// Reads the manifest; the default if there is none.
@@ -239,10 +258,14 @@ mod tests {
                 Dropped { id: DbId(5), by: Some(80), name: "b".into() },
                 Dropped { id: DbId(6), by: None, name: "c".into() },
             ],
+            removed: BTreeSet::from([3, 8]),
             ahead: true,
         };
         manifest.store(&path).unwrap();
         assert_eq!(Manifest::load(&path).unwrap(), manifest);
+        let before = Manifest { removed: BTreeSet::new(), ..manifest.clone() };
+        assert_eq!((before.encode()[8], manifest.encode()[8]), (2, 3));
+        assert_eq!(Manifest::decode(&before.encode()).unwrap(), before);
         Manifest::default().store(&path).unwrap();
         assert_eq!(Manifest::load(&path).unwrap(), Manifest::default());
         let bytes = manifest.encode();

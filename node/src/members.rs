@@ -34,6 +34,13 @@ pub(crate) async fn join(node: &Arc<Node>, id: NodeId, peer: Peer, voter: bool) 
             "node id {id} belonged to a member that this cluster was recovered without; use an id that was never used"
         )));
     }
+    // What the leader knows to be committed may tell who was removed.
+    node.wait_taken(status.committed_index.unwrap_or_default()).await;
+    if !status.peers.contains_key(&id) && node.machine().was_removed(id) {
+        return Err(RaftError::Refused(format!(
+            "node id {id} was removed from this cluster, and ids are not used again: start the new node with a              --node-id that was never used, and an empty data directory"
+        )));
+    }
     if let Some(known) = status.peers.get(&id)
         && *known != peer
     {

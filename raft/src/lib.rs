@@ -81,6 +81,15 @@ impl std::fmt::Debug for Payload {
     }
 }
 
+/// The ids of all nodes in a membership ([`Payload::Membership`]), with a vote or without.
+///
+/// # Errors
+/// Bytes that are none.
+pub fn members_of(membership: &Bytes) -> std::io::Result<std::collections::BTreeSet<NodeId>> {
+    let membership = encode::read_membership(membership.clone())?;
+    Ok(membership.membership().nodes().map(|(id, _)| *id).collect())
+}
+
 /// The consumer of the log.
 pub trait StateMachine: Send + Sync + 'static {
     /// What is durable. Called once, at start, on a blocking thread. Entries after it are handed over again.

@@ -5,7 +5,7 @@
 use quire_node::cli::local::{LocalCluster, LocalNode};
 use quire_tests::TestCluster;
 use quire_tests::admin::{http, quire, quire_fails, quire_json};
-use quire_tests::crash::{PATIENCE, Scene, have_app};
+use quire_tests::crash::{PATIENCE, Scene, have_app, was_killed};
 use quire_tests::step;
 use serde_json::Value;
 use std::time::{Duration, Instant};
@@ -180,9 +180,36 @@ fn follower_removed(scene: &mut Scene) {
     scene.test.cluster.start_node(gone).unwrap();
     scene.wait_ready(gone);
     assert_removed(scene, gone);
+    come_back_empty(scene, gone);
     scene.test.cluster.forget(gone).unwrap();
     write_some(scene);
     scene.check();
+}
+
+/// A removed member that comes back with an empty directory is refused by any leader, whenever it was started.
+fn come_back_empty(scene: &mut Scene, gone: u64) {
+    scene.test.cluster.kill(gone).unwrap();
+    let dir = node(scene, gone).dir.clone();
+    if gone == 1 {
+        let join = ["--join".to_owned(), node(scene, scene.leader()).raft.clone()];
+        scene.test.cluster.node_mut(gone).unwrap().flags.extend(join);
+    }
+    for round in 0..2 {
+        if round == 1 {
+            let leader = scene.leader();
+            scene.test.cluster.stop(leader).unwrap();
+            scene.restart(leader);
+        }
+        std::fs::remove_dir_all(&dir).unwrap();
+        let said =
+            |log: &str| log.matches("was removed from this cluster, and ids are not used again").count();
+        let before = said(&node(scene, gone).log());
+        scene.test.cluster.start_node(gone).unwrap();
+        let status = scene.test.cluster.wait_exit(gone, PATIENCE).unwrap();
+        assert!(!status.success() && !was_killed(status), "{round}: {status}");
+        let log = node(scene, gone).log();
+        assert!(said(&log) > before, "{round}\n{log}");
+    }
 }
 
 fn joined(scene: &mut Scene) {
