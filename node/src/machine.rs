@@ -248,7 +248,7 @@ impl Machine {
                 }
                 Ok(Command::Barrier { .. }) => {}
                 Ok(Command::Verify { files, scrub, .. }) => {
-                    self.registry.verify(position.index, state.taken, files, scrub);
+                    self.registry.verify(position.index, files, scrub);
                 }
                 Err(error) => {
                     let path = PathBuf::from(format!("log entry {position}"));
@@ -610,5 +610,71 @@ mod tests {
             checkpoint(&machine, id).await;
         }
         assert_eq!(stored(&machine), 10);
+
+        // One that is fenced, perhaps for ever, needs what comes for it from then on.
+        let b = machine.registry.open(DbId(3)).await.unwrap().unwrap();
+        let ours = b.clone();
+        tokio::task::spawn_blocking(move || ours.damaged(PageNo(1), 7)).await.unwrap();
+        assert!(b.fenced().is_some());
+        busy(&machine, 11).await;
+        assert_eq!(stored(&machine), 11);
+        apply(&machine, &[(12, write(3, 7, 12))]);
+        b.settled().await;
+        busy(&machine, 13).await;
+        assert_eq!(stored(&machine), 11);
+    }
+
+    /// A membership in Raft's encoding (docs/formats/raft.md): these nodes, and all of them vote.
+    fn membership(ids: &[u64]) -> Bytes {
+        let mut out = vec![1, 0, 1, 0, 0, 0];
+        out.extend_from_slice(&(ids.len() as u32).to_le_bytes());
+        ids.iter().for_each(|id| out.extend_from_slice(&id.to_le_bytes()));
+        out.extend_from_slice(&(ids.len() as u32).to_le_bytes());
+        for id in ids {
+            out.extend_from_slice(&id.to_le_bytes());
+            out.extend_from_slice(b"\x03\0h:1\x03\0h:2");
+        }
+        out.into()
+    }
+
+    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+    async fn who_was_removed_is_remembered_over_restarts_and_in_snapshots() {
+        let (dir, other) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+        let at = |index| LogPosition { term: 1, leader: 1, index };
+        let change = |machine: &Machine, index, ids: &[u64]| {
+            machine
+                .apply(vec![Committed { position: at(index), payload: Payload::Membership(membership(ids)) }])
+                .unwrap();
+        };
+        let removed = |machine: &Machine| (1..=5).filter(|id| machine.was_removed(*id)).collect::<Vec<_>>();
+        let flushed = |machine: &Machine| {
+            let _ = machine.context.flushed.set(watch::channel(1000).1);
+        };
+        let first = machine(dir.path());
+        flushed(&first);
+        change(&first, 0, &[1, 2, 3]);
+        change(&first, 1, &[1, 2, 3, 4]);
+        assert!(removed(&first).is_empty());
+        change(&first, 2, &[1, 3, 4]);
+        assert_eq!(removed(&first), [2]);
+        first.store_manifest().unwrap();
+        change(&first, 3, &[1, 3]);
+        assert_eq!(removed(&first), [2, 4]);
+        drop(first);
+        // What the manifest doesn't say comes again with the log.
+        let again = machine(dir.path());
+        flushed(&again);
+        assert_eq!(removed(&again), [2]);
+        change(&again, 3, &[1, 3]);
+        assert_eq!(removed(&again), [2, 4]);
+        again.store_manifest().unwrap();
+
+        let (applied, snapshot) = again.snapshot().unwrap();
+        let member = machine(other.path());
+        member.adopt(applied, Manifest::decode(&snapshot).unwrap()).unwrap();
+        assert_eq!(removed(&member), [2, 4]);
+        change(&member, 4, &[3]);
+        drop(member);
+        assert_eq!(removed(&machine(other.path())), [2, 4]);
     }
 }

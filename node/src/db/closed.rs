@@ -89,6 +89,15 @@ pub enum Entry {
 }
 
 impl Entry {
+    /// Its index, if the database may be another one after it.
+    pub(super) fn changes_at(&self) -> Option<u64> {
+        match self {
+            Entry::Transaction { position, .. } | Entry::Part { position, .. } => Some(position.index),
+            Entry::Void { index, .. } => Some(*index),
+            Entry::Term(_) | Entry::Verify { .. } => None,
+        }
+    }
+
     /// Bytes that it takes in memory, apart from itself.
     pub(super) fn bytes(&self) -> usize {
         match self {

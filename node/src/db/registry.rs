@@ -114,6 +114,16 @@ impl Moving {
     }
 }
 
+/// What was handed to a database, for what it needs of the log: one that was not written for long needs it from the first
+/// entry on that its file lacks, not from its last one.
+#[derive(Clone, Copy, Debug)]
+struct Handed {
+    /// All entries up to here are in its file, by what was so when one last came to a database that had all before it.
+    complete: Option<LogPosition>,
+    /// The last entry that may change it.
+    last: u64,
+}
+
 #[derive(Debug, Default)]
 struct Slots {
     open: BTreeMap<DbId, Open>,
@@ -121,9 +131,8 @@ struct Slots {
     moving: BTreeMap<DbId, Moving>,
     /// Dropped, but a thread is still at their files.
     leaving: BTreeMap<DbId, Closed>,
-    /// Up to here each database has all entries in its file, by what was so when an entry last came to one that had all
-    /// before it: one that was not written for long needs the log from there on, not from its last entry.
-    complete: BTreeMap<DbId, LogPosition>,
+    /// What was handed to each in this life of the node.
+    handed: BTreeMap<DbId, Handed>,
     names: BTreeMap<String, DbId>,
     /// The one that is opened, or open, for the scrub alone.
     aside: Option<DbId>,
@@ -276,11 +285,10 @@ impl Registry {
     /// Hands an entry of the log, the one after `before`, to its database, if there is one. Doesn't wait for files.
     pub fn hand(self: &Arc<Self>, id: DbId, before: Option<LogPosition>, entry: Entry) {
         let mut slots = self.slots();
-        if let Some(before) = before
-            && slots.has(id)
-            && slots.is_durable(id)
-        {
-            slots.complete.insert(id, before);
+        if let Some(last) = entry.changes_at().filter(|_| slots.has(id)) {
+            let complete = if slots.is_durable(id) { before } else { None };
+            let complete = complete.or_else(|| slots.handed.get(&id)?.complete);
+            slots.handed.insert(id, Handed { complete, last });
         }
         if let Some(database) = slots.take(id) {
             slots.is_used(id);
@@ -296,9 +304,9 @@ impl Registry {
     }
 
     /// Hands a verification to all databases.
-    pub fn verify(self: &Arc<Self>, index: u64, before: Option<LogPosition>, files: bool, scrub: bool) {
+    pub fn verify(self: &Arc<Self>, index: u64, files: bool, scrub: bool) {
         for id in self.ids() {
-            self.hand(id, before, Entry::Verify { index, files, scrub });
+            self.hand(id, None, Entry::Verify { index, files, scrub });
         }
     }
 

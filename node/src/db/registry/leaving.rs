@@ -42,7 +42,7 @@ impl Registry {
             return Ok(None);
         };
         slots.names.remove(&name);
-        slots.complete.remove(&id);
+        slots.handed.remove(&id);
         drop(slots);
         if has_files {
             self.tombstones().push(dropping::bury(&database_path(&self.directory, &name), id)?);

@@ -57,8 +57,9 @@ impl Registry {
     pub fn known(&self) -> Vec<Known> {
         let slots = self.slots();
         let lacks_after = |id, (durable, is_dirty): (LogPosition, bool)| {
-            let complete = slots.complete.get(&id).copied().filter(|at| at.index > durable.index);
-            is_dirty.then(|| complete.unwrap_or(durable))
+            // What came before this life of the node was all in its file as of the manifest.
+            let handed = slots.handed.get(&id).filter(|handed| is_dirty && handed.last > durable.index)?;
+            Some(handed.complete.filter(|at| at.index > durable.index).unwrap_or(durable))
         };
         let closed = |closed: &Closed, is_dirty| Known {
             id: closed.id,
@@ -74,7 +75,9 @@ impl Registry {
         for leaving in slots.leaving.values() {
             // The older one of two of a name: the other one has no files yet.
             if !all.iter().any(|known| known.name == leaving.name) {
-                all.push(closed(leaving, true));
+                // The entry that drops it is to be read again.
+                let lacks_after = Some(leaving.durable.position);
+                all.push(Known { lacks_after, ..closed(leaving, true) });
             }
         }
         all.extend(slots.open.values().map(|Open { database, .. }| Known {
