@@ -8,7 +8,7 @@
 //! 40  u32 length, membership in Raft's own encoding
 //!     u32 number of databases; for each: u64 id, u32 page size, u16 length, name
 //!     u32 number of drops; for each: u64 id, u64 index of the entry that drops it (all 1s: not known), u16 length, name
-//!     version 3 only: u32 number of ids of members that were removed; each u64
+//!     version 3 only: u32 number of ids of members that were removed, at least 1; each u64, ascending
 //!     u32 crc32 of everything before
 //! ```
 //!
@@ -179,7 +179,14 @@ impl Manifest {
         let mut removed = BTreeSet::new();
         if has_removed {
             for _ in 0..u32(take(4)?) {
-                removed.insert(u64(take(8)?));
+                let id = u64(take(8)?);
+                if removed.last().is_some_and(|last| *last >= id) {
+                    return Err(err(at, "the ids of removed members are not in order"));
+                }
+                removed.insert(id);
+            }
+            if removed.is_empty() {
+                return Err(err(at, "no ids of removed members, but the version that has them"));
             }
         }
         if at != body.len() {
