@@ -199,7 +199,7 @@ mod tests {
 
     /// What the manifest may name, and whether something keeps it back.
     fn named(registry: &Registry) -> Vec<(u64, bool)> {
-        registry.known().iter().map(|known| (known.id.0, known.durable.1)).collect()
+        registry.known().iter().map(|known| (known.id.0, known.lacks_after.is_some())).collect()
     }
 
     /// Somebody is opening a database, which may take as long as a stock writer likes. Whoever drops it, and creates one of
