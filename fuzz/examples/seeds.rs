@@ -149,7 +149,10 @@ fn main() -> std::io::Result<()> {
         kept("peer_proto", &[1], &format!("writers-1-{name}"))?;
     }
     kept("peer_proto", &[2], "statements-1-request")?;
+    kept("peer_proto", &[2], "statements-1-numbered")?;
     kept("peer_proto", &[3], "statements-1-answer")?;
+    kept("peer_proto", &[7], "statements-1-question")?;
+    kept("peer_proto", &[8], "statements-1-consent")?;
     kept("peer_proto", &[4], "transfer-1-ask")?;
     kept("peer_proto", &[5], "transfer-1-state")?;
     let mut pages = vec![6, 0, 3, 0, 0, 0, 2, 0, 0, 0, 4, 0, 0, 0, 7, 0, 0, 0];

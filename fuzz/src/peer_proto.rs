@@ -13,7 +13,7 @@ use quire_vfs::format::PageSize;
 pub fn run(data: &[u8]) {
     let Some((&what, body)) = data.split_first() else { return };
     let bytes = Bytes::copy_from_slice(body);
-    match what % 7 {
+    match what % 9 {
         0 => {
             let Some(request) = writers::Request::decode(&bytes) else {
                 assert!(!writers::why_not(&bytes).is_empty());
@@ -40,6 +40,15 @@ pub fn run(data: &[u8]) {
         3 => {
             let Some(answer) = statements::Answer::decode(&bytes) else { return };
             assert_eq!(statements::Answer::decode(&answer.encode()), Some(answer));
+        }
+        7 => {
+            let Some(question) = statements::Question::decode(&bytes) else { return };
+            assert!(statements::is_question(&bytes) && !statements::is_request(&bytes));
+            assert_eq!(question.encode(), bytes);
+        }
+        8 => {
+            let Some(without) = statements::decode_consent(&bytes) else { return };
+            assert_eq!(statements::encode_consent(&without), bytes);
         }
         4 => {
             let Ok(ask) = Ask::decode(bytes.clone()) else { return };

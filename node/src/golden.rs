@@ -196,11 +196,21 @@ fn golden_transfer_and_statements() {
         kind: Kind::Request,
         text: false,
         timeout: Duration::from_millis(1500),
+        number: None,
         query: "timings&db=app".into(),
         body: Bytes::from_static(b"[\"SELECT 1\"]"),
     };
     let kept = golden("statements-1-request", &forward.encode());
-    assert_eq!(statements::Forward::decode(&kept.into()), Some(forward));
+    assert_eq!(statements::Forward::decode(&kept.into()), Some(forward.clone()));
+    let numbered = statements::Forward { number: Some(7), ..forward };
+    let kept = golden("statements-1-numbered", &numbered.encode());
+    assert_eq!(statements::Forward::decode(&kept.into()), Some(numbered));
+    let requests = vec![(7, Some(Bytes::from_static(b"{\"results\":[]}"))), (8, None)];
+    let question = statements::Question { id: ID, requests };
+    let kept = golden("statements-1-question", &question.encode());
+    assert_eq!(statements::Question::decode(&kept.into()), Some(question));
+    let kept = golden("statements-1-consent", &statements::encode_consent(&[7, 8]));
+    assert_eq!(statements::decode_consent(&kept), Some(vec![7, 8]));
     let answer = statements::Answer::Response {
         status: 200,
         retry: false,

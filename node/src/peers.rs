@@ -5,8 +5,7 @@
 use crate::command::{Command, DbId};
 use crate::members;
 use crate::node::Node;
-use crate::sql;
-use crate::sql::forward::{Answer, Forward};
+use crate::sql::forward::{self as statements, Answer, Forward};
 use bytes::Bytes;
 use futures_util::future::BoxFuture;
 use quire_raft::{Bulk, LogPosition, NodeId, Peer, ProposeError, RaftError, RequestHandler};
@@ -182,8 +181,13 @@ impl RequestHandler for PeerHandler {
     fn handle(&self, from: NodeId, request: Bytes) -> BoxFuture<'static, Bytes> {
         let node = self.node.get().and_then(Weak::upgrade);
         Box::pin(async move {
-            if request.first() == Some(&sql::forward::MAGIC) {
+            if statements::is_request(&request) {
                 return answer_sql(node, from, &request).await.encode();
+            }
+            if statements::is_question(&request) {
+                // A node that is starting waits for nothing that it sent before.
+                let service = node.as_ref().and_then(|node| node.sql());
+                return service.map_or_else(Bytes::new, |service| service.consent(from, &request));
             }
             if crate::forward::is_one(&request) {
                 return match node {
@@ -225,7 +229,7 @@ async fn answer_sql(node: Option<Arc<Node>>, from: NodeId, request: &Bytes) -> A
             Bytes::from_static(b"the forwarded request makes no sense; do all nodes run the same version?");
         return Answer::Response { status: 500, retry: false, body };
     };
-    let work = service.runtime().clone().spawn(async move { service.serve_node(&node, request).await });
+    let work = service.runtime().clone().spawn(async move { service.serve_node(&node, from, request).await });
     work.await.unwrap_or_else(|error| {
         let body = format!("outcome unknown: the request failed by a bug: {error}").into();
         Answer::Response { status: 500, retry: false, body }

@@ -76,6 +76,27 @@ pub(crate) async fn find(node: &Arc<Node>, only: Option<DbId>, id: TxnId, base: 
     })
 }
 
+/// What became of a transaction.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) enum Came {
+    /// It is committed, at this index.
+    Committed(u64),
+    /// It has no effect, nor will have.
+    Nothing,
+    /// It can't be told yet, or not by this node.
+    Unknown(String),
+}
+
+/// Looks a transaction up that was proposed when this node had the log up to `since`.
+pub(crate) async fn came(node: &Arc<Node>, database: DbId, id: TxnId, since: u64) -> Came {
+    let found = find(node, Some(database), id, Some(since)).await;
+    match (found["outcome"].as_str(), found["index"].as_u64()) {
+        (Some("committed"), Some(index)) => Came::Committed(index),
+        (Some("refused" | "not in the log"), _) => Came::Nothing,
+        _ => Came::Unknown(found["why"].as_str().unwrap_or("the log doesn't tell").to_owned()),
+    }
+}
+
 /// A transaction of whose outcome the log says nothing.
 #[derive(Debug)]
 struct Absent {

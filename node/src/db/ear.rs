@@ -18,13 +18,34 @@ pub struct Said {
     pub committed: Option<u64>,
 }
 
+/// Asked with the id of a transaction that is about to be proposed; an error keeps it from that.
+pub type Question = Box<dyn FnMut(TxnId) -> Result<(), String> + Send>;
+
 /// The place where a writer finds what the node said.
-#[derive(Clone, Debug, Default)]
-pub struct Ear(Arc<Mutex<Said>>);
+#[derive(Clone, Default)]
+pub struct Ear {
+    said: Arc<Mutex<Said>>,
+    question: Arc<Mutex<Option<Question>>>,
+}
+
+impl std::fmt::Debug for Ear {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Ear").field("said", &self.said).finish_non_exhaustive()
+    }
+}
 
 impl Ear {
     fn said(&self) -> MutexGuard<'_, Said> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.said.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn question(&self) -> MutexGuard<'_, Option<Question>> {
+        self.question.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Asks this before each transaction that is proposed from now on.
+    pub fn ask_first(&self, question: Option<Question>) {
+        *self.question() = question;
     }
 
     fn hear(&self, outcome: &Outcome) {
@@ -75,7 +96,11 @@ impl Gate for Listening {
     }
 
     fn commit(&mut self, grant: &Grant, id: TxnId, target: WalTarget, message: Vec<u8>) -> Outcome {
-        let outcome = self.inner.commit(grant, id, target, message);
+        let answer = self.ear.question().as_mut().map_or(Ok(()), |question| question(id));
+        let outcome = match answer {
+            Ok(()) => self.inner.commit(grant, id, target, message),
+            Err(why) => Outcome::Refused(why),
+        };
         self.ear.hear(&outcome);
         outcome
     }

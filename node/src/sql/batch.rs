@@ -2,6 +2,7 @@
 //! for it stands in [`super::writer`].
 
 use super::autocommit::{Ran, settle, unshown};
+use super::consent::{self, Origin};
 use super::gates::{Ear, OpenError, open_writer};
 use super::guard::{Guard, Mode};
 use super::json::Json;
@@ -10,8 +11,10 @@ use super::run::{self, Bounded, Failure, Runner, write_error};
 use super::writer::{Job, Place, WriteError, Writer};
 use super::{MAX_RESULT, ffi};
 use crate::db::database::Database;
+use bytes::Bytes;
 use quire_vfs::gate::proto::{Outcome, Refusal, RefusalCode};
 use rusqlite::{Connection, ErrorCode};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 use tracing::{debug, error};
 
@@ -46,12 +49,38 @@ impl Member {
     }
 
     fn answer(mut self, index: Option<u64>) {
+        let json = std::mem::take(&mut self.json);
+        let results = self.document(json, index);
+        let _ = self.job.reply.send(Ok(results));
+    }
+
+    /// The whole answer.
+    fn document(&self, mut json: Json, index: Option<u64>) -> Vec<u8> {
         if let Some(error) = &self.error {
             // Also where clients look who see nothing but results.
-            write_error(&mut self.json, error);
+            write_error(&mut json, error);
         }
-        run::end(&mut self.json, &self.job.request.output, self.error.as_deref(), self.began, index);
-        let _ = self.job.reply.send(Ok(self.json.out));
+        run::end(&mut json, &self.job.request.output, self.error.as_deref(), self.began, index);
+        json.out
+    }
+
+    /// Who is to be asked before a part of it is committed; the results aren't there yet.
+    fn alone(&self) -> Option<(Origin, Option<Bytes>)> {
+        self.job.origin.map(|origin| (origin, None))
+    }
+
+    /// Who is to be asked before it is committed, and the answer without the index.
+    fn asked(&self) -> Option<(Origin, Option<Bytes>)> {
+        let fits = self.json.out.len() <= consent::MAX_RESULTS;
+        Some((
+            self.job.origin?,
+            fits.then(|| self.document(self.json.clone(), Some(consent::INDEX_TO_COME)).into()),
+        ))
+    }
+
+    /// Its node no longer waits for it.
+    fn abandon(self) {
+        self.fail(abandoned());
     }
 
     fn fail(self, error: WriteError) {
@@ -160,7 +189,14 @@ impl<'a> Session<'a> {
                 company = if lost > 8 { 1 } else { company };
                 continue;
             }
+            let asking = Asking::before(self.writer, open, batch.iter().take(ran).filter_map(Member::asked));
             let committed = open.commit();
+            let without = asking.end();
+            if !without.is_empty() {
+                let is_meant = |m: &mut Member| m.job.origin.is_some_and(|origin| without.contains(&origin));
+                batch.extract_if(.., is_meant).for_each(Member::abandon);
+                continue;
+            }
             let mut answer = |answer: &dyn Fn(Member)| batch.drain(..ran).for_each(answer);
             match committed {
                 Committed::Yes(index) => {
@@ -218,6 +254,7 @@ impl<'a> Session<'a> {
             let mut batch = vec![member];
             while self.begin(&mut batch) {
                 let (Some(mut member), Some(open)) = (batch.pop(), &self.open) else { return };
+                let asking = Asking::before(self.writer, open, member.alone());
                 member.error = None;
                 member.json = run::begin(&request.output);
                 match open.unit(&mut member, Mode::Alone) {
@@ -227,7 +264,11 @@ impl<'a> Session<'a> {
                     }
                     Ok(()) => {}
                 }
-                match open.commit() {
+                let committed = open.commit();
+                if !asking.end().is_empty() {
+                    return member.abandon();
+                }
+                match committed {
                     Committed::Yes(index) => return member.answer(index),
                     Committed::NotNow(why) => {
                         debug!(database = self.writer.database.name, "a request is run again: {why}");
@@ -268,7 +309,7 @@ impl<'a> Session<'a> {
     ) -> Result<Option<u64>, WriteError> {
         let request = member.job.request.clone();
         loop {
-            let deadline = member.job.deadline;
+            let (deadline, writer) = (member.job.deadline, self.writer);
             let open = match self.open() {
                 Ok(open) => open,
                 Err(error) if Instant::now() >= deadline => {
@@ -281,7 +322,9 @@ impl<'a> Session<'a> {
             };
             let mark = member.json.mark();
             open.ear.take();
+            let asking = Asking::before(writer, open, member.alone());
             let ran = open.statement(&request, statement, Mode::Alone, limit, &mut member.json);
+            let is_abandoned = !asking.end().is_empty();
             let why = match settle(ran, open.ear.take(), run::is_single(&statement.sql)) {
                 Ran::Done(index) => return Ok(index),
                 Ran::InPart(index, why) => {
@@ -296,11 +339,61 @@ impl<'a> Session<'a> {
                 Ran::Nothing(why) => why,
             };
             member.json.reset(mark);
+            if is_abandoned {
+                return Err(abandoned());
+            }
             if Instant::now() >= limit {
                 return Err(WriteError::TimedOut(why));
             }
             std::thread::sleep(PAUSE);
         }
+    }
+}
+
+fn abandoned() -> WriteError {
+    WriteError::NotLeader("the node that sent it no longer waits for it".into())
+}
+
+/// A question to those who wait for what is about to be committed on a connection.
+struct Asking<'a> {
+    open: &'a Open,
+    without: Arc<Mutex<Vec<Origin>>>,
+}
+
+impl<'a> Asking<'a> {
+    fn before(
+        writer: &Writer,
+        open: &'a Open,
+        requests: impl IntoIterator<Item = (Origin, Option<Bytes>)>,
+    ) -> Asking<'a> {
+        let asking = Asking { open, without: Arc::default() };
+        let requests: Vec<_> = requests.into_iter().collect();
+        if requests.is_empty() {
+            return asking;
+        }
+        let (without, place, database) =
+            (asking.without.clone(), writer.place.clone(), writer.database.clone());
+        open.ear.ask_first(Some(Box::new(move |id| {
+            let node = database.node().ok_or("the node is stopping")?;
+            let missing = consent::ask(&node, (&place.runtime, &place.sent), id, &requests);
+            if missing.is_empty() {
+                return Ok(());
+            }
+            without.lock().unwrap_or_else(PoisonError::into_inner).extend(missing);
+            Err("nobody waits for a request in it any more".into())
+        })));
+        asking
+    }
+
+    /// It is over; those that nobody waits for.
+    fn end(self) -> Vec<Origin> {
+        std::mem::take(&mut *self.without.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+}
+
+impl Drop for Asking<'_> {
+    fn drop(&mut self) {
+        self.open.ear.ask_first(None);
     }
 }
 

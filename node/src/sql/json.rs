@@ -5,7 +5,7 @@ use rusqlite::types::ValueRef;
 use std::io::Write;
 
 /// A document under construction.
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub struct Json {
     /// What has been written and not taken.
     pub out: Vec<u8>,

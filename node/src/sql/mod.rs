@@ -6,6 +6,7 @@
 //! | [`options`] | the parameters of a request |
 //! | [`service`] | what becomes of a request: here, or at the leader; now, or queued |
 //! | [`forward`] | a request on its way to the leader, and its answer |
+//! | [`consent`] | what became of a request when there is no answer |
 //! | `fresh` | the database of a request, and reads that must not be old |
 //! | [`writer`] | group commit: the queue and the thread |
 //! | `batch` | group commit: the requests of one transaction |
@@ -22,6 +23,7 @@
 
 mod autocommit;
 mod batch;
+pub mod consent;
 mod ffi;
 pub mod forward;
 mod fresh;

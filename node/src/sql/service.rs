@@ -4,6 +4,7 @@
 //! is time. Reads run here: a node that doesn't lead asks the leader up to which entry it must have applied (Raft's
 //! read index), so that results never cross the network twice.
 
+use super::consent::{self, Fate, Origin, Sent, Waiting};
 use super::forward::{Answer, Forward};
 use super::fresh::{fresh, open};
 use super::interactive::{EndError, Limits, Transactions};
@@ -25,6 +26,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 use tokio::runtime::Handle;
 use tokio::sync::oneshot;
+use tracing::debug;
 
 /// Connections to a database that nobody asks for are closed after so long, or sooner if its files are.
 const IDLE: Duration = Duration::from_secs(30);
@@ -151,6 +153,8 @@ impl Service {
             directory: node.registry().directory_identity()?,
             foreign_keys,
             stats: Arc::default(),
+            sent: Arc::new(Sent::new()?),
+            runtime: Handle::current(),
         };
         let (runtime, databases) = (Handle::current(), Mutex::default());
         let idle = node.config().keep.idle.min(IDLE);
@@ -299,14 +303,20 @@ impl Service {
         Ok(self.transactions.run(id, Arc::new(request)).await)
     }
 
+    /// Answers a question of the leader.
+    pub fn consent(&self, from: NodeId, question: &Bytes) -> Bytes {
+        self.place.sent.consent_bytes(from, question)
+    }
+
     /// Serves a node that doesn't lead.
-    pub async fn serve_node(self: &Arc<Self>, node: &Arc<Node>, forward: Forward) -> Answer {
+    pub async fn serve_node(self: &Arc<Self>, node: &Arc<Node>, from: NodeId, forward: Forward) -> Answer {
         let failed = |status, message: &str, retry| Answer::Response {
             status,
             retry,
             body: Bytes::copy_from_slice(message.as_bytes()),
         };
-        let Forward { kind, text, timeout, query, body } = forward;
+        let Forward { kind, text, timeout, number, query, body } = forward;
+        let origin = number.map(|number| Origin { node: from, number });
         let call = Call { kind, query, text, body };
         let options = match Options::new(&Params::parse(&call.query)) {
             Ok(options) => options,
@@ -317,9 +327,12 @@ impl Service {
             Err(error) => return failed(400, &error.to_string(), false),
         };
         let deadline = Instant::now() + timeout;
-        let reply = match self.write_here(node, &options, request, deadline).await {
+        let reply = match self.write_here(node, &options, request, origin, deadline).await {
             Ok(results) => Reply::Results(results),
             Err(WriteHere::NotLeader(why)) => return Answer::NotLeader(why),
+            // The node that sent it looks in the log.
+            Err(WriteHere::Unknown(why)) if number.is_some() => return Answer::Unknown(why),
+            Err(WriteHere::Unknown(why)) => Reply::not_done(&options, &WriteError::Unknown(why).to_string()),
             Err(WriteHere::Reply(reply)) => reply,
         };
         match reply {
@@ -341,13 +354,21 @@ impl Service {
     ) -> Served {
         let began = Instant::now();
         let mut tries = 0;
+        let mut numbered = true;
         let mut why = String::from("leader not found");
         loop {
+            let place =
+                consent::Place { database: node.registry().id_of(&options.database), since: node.taken() };
+            // What it came to is to be looked for, as the answer doesn't tell.
+            let mut lost = None;
             if node.leadership().leading().is_ok() {
-                match self.write_here(node, options, request.clone(), deadline).await {
+                let waiting = self.place.sent.wait(node.id());
+                let origin = Some(Origin { node: node.id(), number: waiting.number });
+                match self.write_here(node, options, request.clone(), origin, deadline).await {
                     Ok(results) => return Reply::Results(results).into(),
                     Err(WriteHere::Reply(reply)) => return reply.into(),
                     Err(WriteHere::NotLeader(reason)) => why = reason,
+                    Err(WriteHere::Unknown(reason)) => lost = Some((waiting, reason)),
                 }
             } else {
                 let status = node.raft_status();
@@ -355,19 +376,52 @@ impl Service {
                 let leader = leader.and_then(|id| Some((id, status.peers.get(&id)?.http_addr.clone())));
                 match leader {
                     Some((_, address)) if options.redirect => return Reply::Redirect(address).into(),
-                    Some((id, address)) => match self.forward(node, id, call, deadline).await {
-                        Ok(reply) => return Served { reply, by: Some(address) },
-                        Err(Sent::No(reason)) => {
-                            why = format!("leader not contactable: {reason}");
+                    Some((id, address)) => {
+                        let waiting = numbered.then(|| self.place.sent.wait(id));
+                        match self.forward(node, id, call, waiting.as_ref(), deadline).await {
+                            Ok(reply) => return Served { reply, by: Some(address) },
+                            Err(Unanswered::No(reason)) => why = format!("leader not contactable: {reason}"),
+                            Err(Unanswered::Older) => {
+                                numbered = false;
+                                continue;
+                            }
+                            Err(Unanswered::Perhaps(reason)) => {
+                                let reason = format!("leader (node {id}): {reason}");
+                                let Some(waiting) = waiting else {
+                                    let unknown = WriteError::Unknown(reason);
+                                    return Reply::not_done(options, &unknown.to_string()).into();
+                                };
+                                lost = Some((waiting, reason));
+                            }
                         }
-                        Err(Sent::Perhaps(reason)) => {
-                            let unknown = WriteError::Unknown(format!("leader (node {id}): {reason}"));
-                            return Reply::not_done(options, &unknown.to_string()).into();
-                        }
-                    },
+                    }
                     None if began.elapsed() > ELECTION => return Reply::unavailable(why).into(),
                     None => {}
                 }
+            }
+            if let Some((waiting, reason)) = lost {
+                let fate = consent::fate(node, place, &request, waiting.end(), deadline).await;
+                let said = match fate {
+                    Fate::Done(index, Some(results)) if options.output.raft_index => {
+                        return Reply::Results(consent::with_index(results, index)).into();
+                    }
+                    Fate::Done(_, Some(results)) => return Reply::Results(results).into(),
+                    Fate::Done(index, None) => Some(format!(
+                        "it is committed at index {index}, but its results are lost: {reason}; don't try again"
+                    )),
+                    Fate::InPart(index) => Some(format!(
+                        "it is committed up to index {index}, perhaps not all of it: {reason}; look before you try again"
+                    )),
+                    Fate::Unknown(doubt) => {
+                        Some(WriteError::Unknown(format!("{reason}; {doubt}")).to_string())
+                    }
+                    Fate::NotDone => None,
+                };
+                if let Some(said) = said {
+                    return Reply::not_done(options, &said).into();
+                }
+                debug!("a request was not done, and is tried again: {reason}");
+                why = reason;
             }
             tries += 1;
             if Instant::now() + PAUSE >= deadline || options.retries.is_some_and(|max| tries > max) {
@@ -382,19 +436,35 @@ impl Service {
         node: &Arc<Node>,
         to: NodeId,
         call: &Call,
+        waiting: Option<&Waiting>,
         deadline: Instant,
-    ) -> Result<Reply, Sent> {
+    ) -> Result<Reply, Unanswered> {
         let timeout = deadline.saturating_duration_since(Instant::now());
         let Call { kind, query, text, body } = call.clone();
-        let message = Forward { kind, text, timeout, query, body }.encode();
-        match node.raft().request(to, message, timeout + GRACE).await {
+        let number = waiting.map(|waiting| waiting.number);
+        let message = Forward { kind, text, timeout, number, query, body }.encode();
+        let mut status = node.raft().watch();
+        let term = status.borrow().term;
+        let deposed = status.wait_for(|now| now.term > term && now.leader.is_some_and(|leader| leader != to));
+        let answer = tokio::select! {
+            biased;
+            answer = node.raft().request(to, message, timeout + GRACE) => answer,
+            // The log will tell sooner than a leader that may have lost its quorum.
+            Ok(_) = deposed, if number.is_some() => {
+                return Err(Unanswered::Perhaps("another node leads by now".into()));
+            }
+        };
+        match answer {
             Ok(bytes) => match Answer::decode(&bytes) {
-                Some(Answer::NotLeader(why)) => Err(Sent::No(why)),
+                Some(Answer::NotLeader(why)) => Err(Unanswered::No(why)),
+                Some(Answer::Unknown(why)) => Err(Unanswered::Perhaps(why)),
                 Some(Answer::Response { status: 200, body, .. }) => Ok(Reply::Results(body)),
                 Some(Answer::Response { status, retry, body }) => {
                     Ok(Reply::Failed { status, message: String::from_utf8_lossy(&body).into_owned(), retry })
                 }
-                None => Err(Sent::Perhaps("its answer makes no sense".into())),
+                // JSON, which says that it doesn't know such requests.
+                None if number.is_some() && bytes.starts_with(b"{") => Err(Unanswered::Older),
+                None => Err(Unanswered::Perhaps("its answer makes no sense".into())),
             },
             Err(RequestError::TooLarge { limit, .. }) => Ok(Reply::Failed {
                 status: 413,
@@ -404,8 +474,8 @@ impl Service {
                 ),
                 retry: false,
             }),
-            Err(error @ RequestError::Unreachable(_)) => Err(Sent::No(error.to_string())),
-            Err(error) => Err(Sent::Perhaps(error.to_string())),
+            Err(error @ RequestError::Unreachable(_)) => Err(Unanswered::No(error.to_string())),
+            Err(error) => Err(Unanswered::Perhaps(error.to_string())),
         }
     }
 
@@ -415,6 +485,7 @@ impl Service {
         node: &Arc<Node>,
         options: &Options,
         request: Arc<Request>,
+        origin: Option<Origin>,
         deadline: Instant,
     ) -> Result<Bytes, WriteHere> {
         if let Err(refusal) = node.leadership().leading() {
@@ -423,7 +494,7 @@ impl Service {
         let database = open(node, &options.database, deadline).await.map_err(WriteHere::Reply)?;
         let (reply, answer) = oneshot::channel();
         let alone = request.statements.iter().any(|s| needs_a_connection(&s.sql));
-        let job = Job { request, alone, deadline, reply };
+        let job = Job { request, alone, deadline, origin, reply };
         let submitted = self.entry(node, &database).writer.submit(job);
         let written = match submitted {
             Err(error) => Err(error),
@@ -437,9 +508,10 @@ impl Service {
             let message = error.to_string();
             WriteHere::Reply(match error {
                 WriteError::NotLeader(why) => return WriteHere::NotLeader(why),
+                WriteError::Unknown(why) => return WriteHere::Unknown(why),
                 WriteError::Overloaded => Reply::unavailable(message),
                 WriteError::TimedOut(_) => Reply::Failed { status: 408, message, retry: true },
-                WriteError::Refused(_) | WriteError::Unknown(_) => Reply::not_done(options, &message),
+                WriteError::Refused(_) => Reply::not_done(options, &message),
             })
         })
     }
@@ -487,12 +559,16 @@ struct Writes;
 
 enum WriteHere {
     NotLeader(String),
+    /// It may have been done.
+    Unknown(String),
     Reply(Reply),
 }
 
-/// Whether the leader may have got a request.
-enum Sent {
+/// There is no answer of the leader: whether it may have got the request.
+enum Unanswered {
     No(String),
+    /// It is of an older version, and doesn't know requests with a number; nothing was done.
+    Older,
     Perhaps(String),
 }
 

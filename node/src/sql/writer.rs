@@ -15,15 +15,18 @@
 //! - What can't run in a transaction, or would be felt on the connection afterwards, has the connection to itself, and
 //!   the connection is given up after it.
 //! - Nobody is answered before the outcome is known. Refused: nothing happened, the batch is run again, or each of it
-//!   alone if the transaction is what can't be. Unknown: everybody in the batch is told so.
+//!   alone if the transaction is what can't be. Unknown: everybody in the batch is told so, and looks in the log.
+//! - Before it is proposed, those who wait for its requests are asked ([`super::consent`]).
 
 use super::batch::Session;
+use super::consent::{Origin, Sent};
 use super::request::Request;
 use crate::db::database::Database;
 use std::collections::VecDeque;
 use std::path::PathBuf;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
+use tokio::runtime::Handle;
 use tokio::sync::oneshot;
 use tracing::error;
 
@@ -47,6 +50,8 @@ pub struct Job {
     pub alone: bool,
     /// When nobody waits any more.
     pub deadline: Instant,
+    /// Who is asked before it is committed.
+    pub origin: Option<Origin>,
     /// Who waits.
     pub reply: oneshot::Sender<Result<Vec<u8>, WriteError>>,
 }
@@ -98,6 +103,10 @@ pub struct Place {
     pub foreign_keys: bool,
     /// Told of each commit.
     pub stats: Arc<super::stats::Stats>,
+    /// What this node waits for.
+    pub sent: Arc<Sent>,
+    /// Where nodes are asked.
+    pub runtime: Handle,
 }
 
 /// The writer of one database.

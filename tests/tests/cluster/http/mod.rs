@@ -1,4 +1,4 @@
-//! SQL over HTTP on three real nodes: writes on any of them, group commit, reads at all levels, a leader that dies with
+//! SQL over HTTP on three real nodes: writes on any of them, group commit, reads at all levels, leaders that end with
 //! requests in flight, what clients get wrong, and everything that rqlite's clients and tools expect.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "tests")]
 
@@ -47,7 +47,7 @@ fn sql_over_http() {
     let id = test.cluster.wait_leader(PATIENCE).unwrap();
     let leader = test.cluster.node(id).unwrap().http.clone();
     let followers = test.cluster.nodes.iter().filter(|n| n.id != id).map(|n| n.http.clone()).collect();
-    let mut scene = Scene { test, leader, followers };
+    let scene = Scene { test, leader, followers };
     step("writes on any node", || statements::writes_anywhere(&scene));
     step("reads", || statements::reads(&scene));
     step("requests in company", || statements::company(&scene));
@@ -64,5 +64,4 @@ fn sql_over_http() {
     step("transactions over several requests", || transactions::interactive(&scene));
     step("transactions on any node", || transactions::interactive_anywhere(&scene));
     step("numbers", || statements::numbers(&scene));
-    step("the leader dies", || leader::leader_dies(&mut scene));
 }
