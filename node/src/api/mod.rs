@@ -66,6 +66,9 @@ const MAX_DURATION: Duration = Duration::from_secs(30 * 24 * 3600);
 
 /// The routes.
 pub fn router(node: Arc<Node>, auth: Option<Arc<Auth>>) -> Router {
+    // Over TLS a browser asks for no name that the certificate doesn't have.
+    let is_open = auth.is_none() && node.config().https.is_none();
+    let own = is_open.then(|| Arc::new(OwnNames::new(node.clone())));
     Router::new()
         .route("/db/execute", post(sql::execute))
         .route("/db/query", get(sql::query).post(sql::query))
@@ -91,12 +94,37 @@ pub fn router(node: Arc<Node>, auth: Option<Arc<Auth>>) -> Router {
             error(StatusCode::METHOD_NOT_ALLOWED, "this path does not take this method")
         })
         .layer(middleware::from_fn_with_state(auth, common))
-        .layer(middleware::from_fn(own_pages))
+        .layer(middleware::from_fn_with_state(own, own_pages))
         .with_state(node)
 }
 
-/// No page of another site has anything changed, whoever is logged in to the browser that it is shown in.
-async fn own_pages(request: Request, next: Next) -> Response {
+/// The names under which pages may ask for a node that wants no password.
+#[derive(Debug)]
+struct OwnNames {
+    node: Arc<Node>,
+    machine: Option<String>,
+}
+
+impl OwnNames {
+    fn new(node: Arc<Node>) -> OwnNames {
+        let machine = std::fs::read_to_string("/proc/sys/kernel/hostname").ok();
+        OwnNames { node, machine: machine.map(|name| name.trim().to_ascii_lowercase()) }
+    }
+
+    fn has(&self, name: &str) -> bool {
+        let is = |address: &str| origin::host_name(address).eq_ignore_ascii_case(name);
+        self.machine.as_deref() == Some(name)
+            || is(&self.node.config().http_adv_addr)
+            || self.node.raft_status().peers.values().any(|peer| is(&peer.http_addr))
+    }
+}
+
+/// No page of another site has anything changed, whoever is logged in to the browser that it is shown in; nor does it take
+/// the node for its own, where that has no users.
+async fn own_pages(State(own): State<Option<Arc<OwnNames>>>, request: Request, next: Next) -> Response {
+    if own.is_some_and(|own| origin::is_rebound(request.uri(), request.headers(), |name| own.has(name))) {
+        return error(StatusCode::FORBIDDEN, origin::NOT_OURS);
+    }
     if origin::is_foreign(request.method(), request.uri(), request.headers()) {
         return error(StatusCode::FORBIDDEN, origin::REFUSED);
     }

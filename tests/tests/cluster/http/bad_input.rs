@@ -39,6 +39,50 @@ pub(super) fn other_sites(scene: &Scene) {
     assert_eq!(scene.count("SELECT count(*) FROM sqlite_schema WHERE name='pages'"), 1);
 }
 
+/// A page whose own name leads here is for the browser a page of this node, and this node has no users.
+pub(super) fn rebound_names(scene: &Scene) {
+    let said = |method: &str, path: &str, lines: &[&str]| {
+        let mut stream = TcpStream::connect(&scene.leader).unwrap();
+        let lines: String = lines.iter().map(|line| format!("{line}\r\n")).collect();
+        write!(stream, "{method} {path} HTTP/1.0\r\n{lines}Content-Length: 12\r\n\r\n[\"SELECT 1\"]")
+            .unwrap();
+        read(&mut stream).unwrap()
+    };
+    let evil = "Host: evil.example:4001";
+    let german = "Accept-Language: de";
+    let paths = [
+        ("GET", "/db/query?q=SELECT%201"),
+        ("POST", "/db/request"),
+        ("GET", "/db/backup"),
+        ("GET", "/status"),
+    ];
+    for (method, path) in paths {
+        let browsers = [
+            &[evil, german][..],
+            &[evil, "Sec-Fetch-Site: same-origin"],
+            &[evil, "Origin: http://evil.example:4001"],
+            &[german],
+        ];
+        for browser in browsers {
+            let answer = said(method, path, browser);
+            assert_eq!(answer.status, 403, "{path} {browser:?}: {answer:?}");
+            assert!(answer.body.contains("--http-adv-addr"), "{answer:?}");
+        }
+        let own = format!("Host: {}", scene.leader);
+        let node_js = [evil, "Sec-Fetch-Mode: cors", "Accept-Language: *"];
+        for good in [
+            &[&own, german][..],
+            &["Host: localhost:4001", german],
+            &["Host: quire-1", german],
+            &[evil],
+            &node_js,
+        ] {
+            let answer = said(method, path, good);
+            assert_eq!(answer.status, 200, "{path} {good:?}: {answer:?}");
+        }
+    }
+}
+
 pub(super) fn refusals(scene: &Scene) {
     let escaped = scene.test.dir.path().join("escaped.db");
     for address in scene.all() {

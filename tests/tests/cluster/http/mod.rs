@@ -55,6 +55,7 @@ fn sql_over_http() {
     step("what a request can't do", || bad_input::refusals(&scene));
     step("connections of their own", || statements::alone(&scene));
     step("pages of other sites", || bad_input::other_sites(&scene));
+    step("names of other sites", || bad_input::rebound_names(&scene));
     step("bodies that make no sense", || bad_input::bad_bodies(&scene));
     step("slow clients", || bad_input::slow_clients(&scene));
     step("the document", || document::document(&scene));
