@@ -19,6 +19,9 @@ pub(super) fn document(scene: &Scene) {
     snapshots(scene);
     pages(scene);
     codes(scene);
+    texts(scene);
+    databases(scene);
+    leads(scene);
 }
 
 fn value(text: &str) -> Value {
@@ -379,6 +382,102 @@ fn codes(scene: &Scene) {
     ] {
         let answer = request(at, method, path, &[], body.as_bytes()).unwrap();
         assert_eq!(answer.status, status, "{method} {path} {body}: {answer:?}");
+    }
+}
+
+/// `text/plain`, the order of keys, who served, and a queue that waits in vain.
+fn texts(scene: &Scene) {
+    let plain = |at: &str, path: &str, sql: &str| {
+        let answer = request(at, "POST", path, &["Content-Type: text/plain"], sql.as_bytes()).unwrap();
+        assert_eq!(answer.status, 200, "{path} {sql}: {answer:?}");
+        answer
+    };
+    let at = &scene.followers[0];
+    for (path, sql, expected) in [
+        ("/db/execute", "CREATE TABLE doc_text(id INTEGER PRIMARY KEY, x)", r#"{"results":[{}]}"#),
+        (
+            "/db/execute",
+            "INSERT INTO doc_text(x) VALUES('a, \"b\"')",
+            r#"{"results":[{"last_insert_id":1,"rows_affected":1}]}"#,
+        ),
+        (
+            "/db/request",
+            "INSERT INTO doc_text(x) VALUES(2)",
+            r#"{"results":[{"last_insert_id":2,"rows_affected":1}]}"#,
+        ),
+        (
+            "/db/query",
+            "SELECT x FROM doc_text WHERE id = 1",
+            r#"{"results":[{"columns":["x"],"types":["text"],"values":[["a, \"b\""]]}]}"#,
+        ),
+    ] {
+        assert_eq!(plain(at, path, sql).body, expected, "{path} {sql}");
+    }
+    let write = plain(at, "/db/execute", "UPDATE doc_text SET x = 3");
+    assert_eq!(write.header("x-rqlite-served-by"), Some(scene.leader.as_str()));
+    assert!(write.header("x-rqlite-version").is_some_and(|version| version.starts_with("v10.")), "{write:?}");
+    let there = plain(&scene.leader, "/db/execute", "UPDATE doc_text SET x = 4");
+    assert_eq!(there.header("x-rqlite-served-by"), None);
+    let body =
+        r#"["INSERT INTO doc_text(x) VALUES(5)","SELECT x FROM doc_text WHERE id = 3","SELECT * FROM bar"]"#;
+    let said = ok(at, "/db/request?timings&raft_index", body);
+    let mut rest = said.as_str();
+    let of_write = ["results", "last_insert_id", "rows_affected", "time"];
+    let of_read = ["columns", "types", "values", "time"];
+    for key in of_write.iter().chain(&of_read).chain(&["error", "time", "raft_index"]) {
+        let (_, after) = rest.split_once(&format!("\"{key}\":")).unwrap_or_else(|| panic!("{key}: {said}"));
+        rest = after;
+    }
+    // Another writer has the database for longer than that.
+    let id = post(&scene.leader, "/tx", "").json()["id"].as_str().unwrap().to_owned();
+    let late = post(at, "/db/execute?queue&wait&timeout=300ms", r#"["UPDATE doc_text SET x = 7"]"#);
+    assert_eq!((late.status, late.body.as_str()), (408, "timeout\n"));
+    ok(&scene.leader, &format!("/tx/{id}/rollback"), "");
+}
+
+/// `/db/list`, `/db/create`, `/db/drop`.
+fn databases(scene: &Scene) {
+    let at = &scene.followers[1];
+    let created = value(&ok(at, "/db/create?db=doc_more&page_size=8192", ""));
+    assert_eq!(created, json!({ "name": "doc_more", "id": created["id"], "page_size": 8192 }));
+    for (path, status) in [
+        ("/db/create?db=doc_more", 409),
+        ("/db/create", 400),
+        ("/db/create?db=x&page_size=1000", 400),
+        ("/db/drop", 400),
+        ("/db/drop?db=none", 404),
+        ("/db/drop?db=doc_more&id=1", 409),
+    ] {
+        assert_eq!(post(at, path, "").status, status, "{path}");
+    }
+    let listed = || get(at, "/db/list").json();
+    let all = listed();
+    let found = all["databases"].as_array().unwrap().iter().find(|db| db["name"] == "doc_more").unwrap();
+    assert_eq!((&found["id"], &found["fenced"]), (&created["id"], &json!(null)), "{all}");
+    ok(at, "/db/execute?db=doc_more", r#"["CREATE TABLE t(x)"]"#);
+    let dropped = value(&ok(at, &format!("/db/drop?db=doc_more&id={}", created["id"]), ""));
+    assert_eq!(dropped, json!({ "name": "doc_more", "id": created["id"] }));
+    let is_gone = |_: &_| !listed().to_string().contains("doc_more");
+    scene.test.cluster.wait("it to be gone", PATIENCE, is_gone).unwrap();
+    assert_eq!(post(at, "/db/query?db=doc_more", r#"["SELECT 1"]"#).status, 404);
+}
+
+/// `/leader`: POST with `id` and `wait`.
+fn leads(scene: &Scene) {
+    let leader = || get(&scene.leader, "/leader").json()["id"].clone();
+    let first = leader();
+    let nodes = get(&scene.leader, "/nodes").json();
+    let other = nodes.as_object().unwrap().keys().find(|id| first != id.as_str()).unwrap();
+    for id in [json!(other), first] {
+        let body = json!({ "id": id }).to_string();
+        // Refused for as long as that voter doesn't answer.
+        let hand_over = |_: &_| {
+            let answer = post(&scene.leader, "/leader?wait&timeout=20s", &body);
+            answer.status == 200 || leader() == id
+        };
+        scene.test.cluster.wait("the lead to be handed over", PATIENCE, hand_over).unwrap();
+        scene.test.cluster.wait_leader(PATIENCE).unwrap();
+        assert_eq!(leader(), id);
     }
 }
 
