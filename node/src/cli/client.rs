@@ -52,6 +52,9 @@ impl Client {
         if let Some(path) = &args.cacert {
             let certs = CertificateDer::pem_file_iter(path).and_then(Iterator::collect::<Result<Vec<_>, _>>);
             let certs = certs.with_context(|| format!("{}: no certificate in PEM", path.display()))?;
+            if certs.is_empty() {
+                bail!("{}: no certificate in PEM", path.display());
+            }
             let certs: Vec<_> = certs.iter().map(|cert| Certificate::from_der(cert).to_owned()).collect();
             let provider = Arc::new(rustls::crypto::ring::default_provider());
             let tls = TlsConfig::builder()

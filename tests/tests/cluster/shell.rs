@@ -2,6 +2,8 @@
 //! and on a server that is not Quire's.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "tests")]
 
+mod https;
+
 use quire_tests::crash::PATIENCE;
 use quire_tests::{TestCluster, programs, step};
 use serde_json::{Value, json};
