@@ -38,7 +38,8 @@ pub(crate) async fn join(node: &Arc<Node>, id: NodeId, peer: Peer, voter: bool) 
     node.wait_taken(status.committed_index.unwrap_or_default()).await;
     if !status.peers.contains_key(&id) && node.machine().was_removed(id) {
         return Err(RaftError::Refused(format!(
-            "node id {id} was removed from this cluster, and ids are not used again: start the new node with a              --node-id that was never used, and an empty data directory"
+            "node id {id} was removed from this cluster, and ids are not used again: start the new node with a \
+             --node-id that was never used, and an empty data directory"
         )));
     }
     if let Some(known) = status.peers.get(&id)
