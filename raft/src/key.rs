@@ -4,7 +4,8 @@
 //! with HKDF-SHA256 (salt `quire cluster key v1`): the CA key with which every node issues its own certificate
 //! (info `ca ed25519 seed`), and the cluster id that is written into every file (info `cluster id`).
 
-use std::io::{Read, Write};
+use std::fs::{self, File};
+use std::io::{self, Read, Write};
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::Path;
 
@@ -28,6 +29,21 @@ fn fail(path: &Path, reason: impl Into<String>, way_out: impl Into<String>) -> K
     KeyError { path: path.to_owned(), reason: reason.into(), way_out: way_out.into() }
 }
 
+/// Makes a file of mode 0600, durably. It has another name until it is complete; who has the name already keeps it.
+fn store(path: &Path, write: impl FnOnce(&mut File) -> io::Result<()>) -> io::Result<()> {
+    let mut unfinished = path.as_os_str().to_owned();
+    unfinished.push(format!(".{}.tmp", std::process::id()));
+    let unfinished = Path::new(&unfinished);
+    let mut file = File::options().write(true).create_new(true).mode(0o600).open(unfinished)?;
+    // Unlike a rename, a link replaces nothing.
+    let stored =
+        write(&mut file).and_then(|()| file.sync_all()).and_then(|()| fs::hard_link(unfinished, path));
+    let removed = fs::remove_file(unfinished);
+    stored.and(removed)?;
+    let dir = path.parent().filter(|dir| !dir.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    File::open(dir)?.sync_all()
+}
+
 impl ClusterKey {
     /// A key from raw bytes.
     pub fn from_bytes(bytes: [u8; KEY_BYTES]) -> Self {
@@ -38,7 +54,7 @@ impl ClusterKey {
     pub fn load(path: impl AsRef<Path>) -> Result<Self, KeyError> {
         let path = path.as_ref();
         let way_out = "give --cluster-key the file that the other nodes use";
-        let mut file = std::fs::File::open(path).map_err(|e| fail(path, e.to_string(), way_out))?;
+        let mut file = File::open(path).map_err(|e| fail(path, e.to_string(), way_out))?;
         let meta = file.metadata().map_err(|e| fail(path, e.to_string(), way_out))?;
         if !meta.is_file() {
             return Err(fail(path, "not a regular file", way_out));
@@ -61,22 +77,15 @@ impl ClusterKey {
         Ok(ClusterKey(key))
     }
 
-    /// Makes a new key file (mode 0600), durable when this returns. Never overwrites.
+    /// Makes a new key file (mode 0600), durable when this returns. Never overwrites, and never leaves a part of a key:
+    /// the file has its name only once it is whole.
     pub fn generate(path: impl AsRef<Path>) -> Result<Self, KeyError> {
         let path = path.as_ref();
         let mut key = [0; KEY_BYTES];
         let random = ring::rand::SystemRandom::new().fill(&mut key);
         random.map_err(|_| fail(path, "the system has no random numbers", "try again"))?;
-        let way_out = "choose a path in an existing directory where no file of that name is";
-        let err = |e: std::io::Error| fail(path, e.to_string(), way_out);
-        let mut file =
-            std::fs::OpenOptions::new().write(true).create_new(true).mode(0o600).open(path).map_err(err)?;
-        file.write_all(&key).and_then(|()| file.sync_all()).map_err(err)?;
-        let dir = match path.parent() {
-            Some(p) if !p.as_os_str().is_empty() => p,
-            _ => Path::new("."),
-        };
-        std::fs::File::open(dir).and_then(|d| d.sync_all()).map_err(err)?;
+        let way_out = "choose a path in an existing directory with room, where no file of that name is";
+        store(path, |file| file.write_all(&key)).map_err(|e| fail(path, e.to_string(), way_out))?;
         Ok(ClusterKey(key))
     }
 
@@ -132,6 +141,24 @@ mod tests {
         assert_eq!(format!("{key:?}"), "ClusterKey(redacted)");
         assert_ne!(key.cluster_id(), [0; 16]);
         assert_ne!(key.cluster_id()[..], key.ca_seed()[..16]);
+    }
+
+    /// On a full disk there was a file with a part of a key, or none of it, under the name of the key.
+    #[test]
+    fn a_key_that_could_not_be_written_leaves_no_file() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("key");
+        let full = store(&path, |file| {
+            file.write_all(&[7; KEY_BYTES / 2])?;
+            assert!(!path.exists(), "a part of a key has the name of the key");
+            Err(io::ErrorKind::StorageFull.into())
+        });
+        assert_eq!(full.unwrap_err().kind(), io::ErrorKind::StorageFull);
+        assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 0);
+        let key = ClusterKey::generate(&path).unwrap();
+        assert!(ClusterKey::generate(&path).is_err(), "must not overwrite");
+        assert_eq!(key, ClusterKey::load(&path).unwrap());
+        assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 1, "nothing else is left");
     }
 
     #[test]
