@@ -39,6 +39,12 @@ pub mod recover;
 mod status;
 mod types;
 
+/// The log store over a disk in memory, for simulations of whole nodes.
+#[cfg(feature = "simulation")]
+pub mod simulation {
+    pub use crate::log::simulated::{Disk, Draw, Log, membership};
+}
+
 use bytes::Bytes;
 use futures_util::future::BoxFuture;
 

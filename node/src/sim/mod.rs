@@ -9,11 +9,13 @@
 //! | [`app`] | what SQLite and the VFS do for an app, with accidents |
 //! | [`nemesis`] | accidents of nodes and of the network |
 //! | [`judge`] | what must be true of a run |
+//! | [`logs`] | the log store of each node, on a disk in memory |
 //! | [`random`] | random numbers of the system |
 //! | [`threads`] | threads that block, one at a time |
 
 mod app;
 mod judge;
+mod logs;
 mod nemesis;
 mod net;
 mod raft;
@@ -244,6 +246,9 @@ async fn simulate(seed: u64, options: &Options, dir: &Path) -> Report {
     for id in world.nodes() {
         world.crash(id, false).await;
     }
+    if failure.is_none() {
+        world.look_at_logs();
+    }
     Report { failure: failure.or(world.failure()), fingerprint, sum, steps, virtual_time }
 }
 
@@ -285,7 +290,7 @@ async fn play(world: &Arc<World>, judge: &Arc<Judge>, nemesis: Nemesis, weather:
     *world.weather.lock().unwrap() = Weather::default();
     world.cut([]);
     for id in &ids {
-        if world.live(*id).is_none() {
+        if world.is_down(*id) {
             world.start(*id);
         }
     }

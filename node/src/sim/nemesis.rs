@@ -2,7 +2,7 @@
 
 use super::rng::Rng;
 use super::world::{World, note};
-use super::{MAIN, OTHER, app};
+use super::{MAIN, OTHER, Rule, app, is_broken};
 use crate::command::Command;
 use quire_vfs::format::PageSize;
 use std::sync::Arc;
@@ -30,6 +30,8 @@ impl Nemesis {
         // Some runs are all about one thing.
         let weights =
             std::array::from_fn(|_| if rng.chance(350) && !is_storm { 0 } else { 1 + rng.below(10) });
+        // Machines that lose power, and soon again: what is otherwise rare.
+        let weights = if is_broken(Rule::Void) { [1, 20, 2, 0, 0, 0, 1, 2, 0] } else { weights };
         let pause = 20 + rng.below(300);
         Nemesis { rng, steps, weights, pause }
     }
@@ -111,17 +113,19 @@ async fn crash(world: &Arc<World>, node: u64, power: bool, down: Duration) {
     let world = world.clone();
     tokio::spawn(async move {
         sleep(down).await;
-        if world.live(node).is_some() || world.failure().is_some() {
+        if !world.is_down(node) || world.failure().is_some() {
             return;
         }
         world.start(node);
         // Now and then it doesn't get far.
-        let (again, soon, later) = world.rng(|rng| (rng.chance(300), rng.millis(1, 120), rng.millis(1, 300)));
+        let (likely, most) = if is_broken(Rule::Void) { (900, 15) } else { (300, 120) };
+        let (again, soon, later) =
+            world.rng(|rng| (rng.chance(likely), rng.millis(1, most), rng.millis(1, 300)));
         if again {
             sleep(soon).await;
             world.crash(node, false).await;
             sleep(later).await;
-            if world.live(node).is_none() && world.failure().is_none() {
+            if world.is_down(node) && world.failure().is_none() {
                 world.start(node);
             }
         }

@@ -23,10 +23,15 @@ const PROPOSE: Duration = Duration::from_secs(6);
 
 impl World {
     fn perform(&self, id: u64, outputs: Vec<Output>) {
+        // Nobody is told anything before the log store has it.
+        if let Err(why) = self.store(id, &outputs) {
+            self.fail(format!("node {id}: {why}"));
+        }
         for output in outputs {
             match output {
                 Output::Send(to, message) => self.send(id, to, &message),
-                Output::Sync(cuts, upto) => self.sync(id, cuts, upto),
+                Output::Cut(_) => {}
+                Output::Sync => self.sync(id),
                 Output::Deposed => self.deposed(id),
                 Output::Lost(index) => self.fail(format!("node {id} lost the committed entry {index}")),
             }
@@ -91,21 +96,38 @@ impl World {
         self.perform(id, rushed.unwrap_or_default());
     }
 
-    fn sync(&self, id: u64, cuts: u64, upto: u64) {
-        let slow = self.weather().slow_sync;
-        let delay = self.rng(|rng| if rng.chance(slow) { rng.millis(5, 300) } else { rng.micros(100, 1500) });
-        let (this, Some(life)) = (self.this(), self.live(id).map(|live| live.life)) else { return };
-        tokio::spawn(async move {
-            tokio::time::sleep(delay).await;
-            if this.live(id).is_none_or(|live| live.life != life) {
+    /// Writes the log, after a while; what is appended meanwhile is written as well.
+    fn sync(&self, id: u64) {
+        let life = {
+            let mut inner = self.inner();
+            let Some(member) = inner.members.get_mut(&id) else { return };
+            let Some(live) = &member.live else { return };
+            if std::mem::replace(&mut member.syncing, true) {
                 return;
             }
+            live.life
+        };
+        let slow = self.weather().slow_sync;
+        let delay = self.rng(|rng| if rng.chance(slow) { rng.millis(5, 300) } else { rng.micros(100, 1500) });
+        let this = self.this();
+        tokio::spawn(async move {
+            tokio::time::sleep(delay).await;
             let outputs = {
                 let mut inner = this.inner();
                 let Some(member) = inner.members.get_mut(&id) else { return };
-                member.replica.synced(cuts, upto, clock::now())
+                if member.live.as_ref().is_none_or(|live| live.life != life) {
+                    return;
+                }
+                member.syncing = false;
+                // That disk says that it has what it has not.
+                let is_lying = super::is_broken(super::Rule::Sync);
+                let Some(log) = member.log.as_mut().filter(|_| !is_lying) else { return };
+                log.write().map(|durable| member.replica.synced(durable, clock::now()))
             };
-            this.perform(id, outputs);
+            match outputs {
+                Ok(outputs) => this.perform(id, outputs),
+                Err(why) => this.fail(format!("node {id}: its log failed: {why}")),
+            }
         });
     }
 
@@ -178,8 +200,14 @@ impl World {
                     return;
                 }
                 let n = self.rng(|rng| 1 + rng.below(8)).min(to - from);
-                let batch = member.replica.log[from as usize..(from + n) as usize].to_vec();
-                (batch, live.machine.clone())
+                let Some(log) = &member.log else { return };
+                (log.read(from, from + n), live.machine.clone())
+            };
+            let batch: Vec<_> = match batch {
+                Ok(read) => {
+                    read.into_iter().map(|e| Entry { position: e.position, payload: e.payload }).collect()
+                }
+                Err(error) => return self.fail(format!("node {id} can't read its log: {error}")),
             };
             batch.iter().for_each(|entry| self.was_committed(id, entry));
             let upto = batch.last().map_or(0, |entry| entry.position.index + 1);
@@ -203,6 +231,9 @@ impl World {
                 });
             }
             self.changed(id);
+            if self.rng(|rng| rng.chance(100)) {
+                self.purge(id);
+            }
         }
     }
 

@@ -31,8 +31,10 @@ pub(crate) enum Message {
 #[derive(Debug)]
 pub(crate) enum Output {
     Send(u64, Message),
-    /// The log, which has been cut so many times, is to be synced up to this length.
-    Sync(u64, u64),
+    /// Entries from this one on are given up.
+    Cut(u64),
+    /// What was appended is to be synced.
+    Sync,
     /// No longer the leader.
     Deposed,
     /// An entry that was committed is gone: a bug of this model, or of the disk.
@@ -59,11 +61,12 @@ pub(crate) struct Replica {
     pub(crate) id: u64,
     pub(crate) members: Vec<u64>,
     pub(crate) term: u64,
-    voted: Option<u64>,
+    pub(crate) voted: Option<u64>,
     pub(crate) log: Vec<Entry>,
     /// So many entries are on disk.
     pub(crate) synced: u64,
-    cuts: u64,
+    /// The first entry that the log store still has; all have those before it.
+    pub(crate) first: u64,
     pub(crate) role: Role,
     pub(crate) leader: Option<u64>,
     votes: BTreeSet<u64>,
@@ -86,7 +89,7 @@ impl Replica {
             voted: None,
             log: vec![first],
             synced: 1,
-            cuts: 0,
+            first: 0,
             role: Role::Follower,
             leader: None,
             votes: BTreeSet::new(),
@@ -101,7 +104,7 @@ impl Replica {
         }
     }
 
-    fn len(&self) -> u64 {
+    pub(crate) fn len(&self) -> u64 {
         self.log.len() as u64
     }
 
@@ -117,18 +120,17 @@ impl Replica {
         self.members.len() / 2 + 1
     }
 
-    /// The process has ended; what was not synced may be lost, from the end.
-    pub(crate) fn crash(&mut self, rng: &mut Rng) {
-        let unsynced = self.len() - self.synced;
-        let kept = self.synced + rng.below(unsynced + 1);
-        self.log.truncate(kept as usize);
-        self.synced = kept;
-        self.cuts += 1;
-        // What is known to be committed is a hint that is not synced.
-        self.commit = rng.below(self.commit.min(kept) + 1);
+    /// The process has ended.
+    pub(crate) fn crash(&mut self) {
         (self.role, self.leader) = (Role::Follower, None);
         self.acks.clear();
         self.votes.clear();
+    }
+
+    /// What its log store has after that: so many entries, of which it says that so many are committed.
+    pub(crate) fn recover(&mut self, kept: u64, commit: u64) {
+        self.log.truncate(kept as usize);
+        (self.synced, self.commit) = (kept, commit);
     }
 
     /// It is started again, over a state machine that has so many entries durably.
@@ -196,7 +198,7 @@ impl Replica {
     fn push(&mut self, payload: Payload, now: Instant, out: &mut Vec<Output>) -> u64 {
         let index = self.len();
         self.log.push(Entry { position: LogPosition { term: self.term, leader: self.id, index }, payload });
-        out.push(Output::Sync(self.cuts, self.len()));
+        out.push(Output::Sync);
         self.others().into_iter().for_each(|to| self.append_to(to, now, out));
         index
     }
@@ -208,7 +210,8 @@ impl Replica {
     }
 
     fn append_to(&mut self, to: u64, now: Instant, out: &mut Vec<Output>) {
-        let before = self.next.get(&to).copied().unwrap_or(0).min(self.len());
+        // Nobody lacks what was purged, whatever an old answer says.
+        let before = self.next.get(&to).copied().unwrap_or(0).clamp(self.first, self.len());
         let entries: Vec<_> = self.log[before as usize..].iter().take(BATCH).cloned().collect();
         // Optimistic, as a pipeline is; a gap is told of.
         self.next.insert(to, before + entries.len() as u64);
@@ -216,14 +219,12 @@ impl Replica {
         out.push(Output::Send(to, Message::Append { term, before, before_term, entries, commit, sent: now }));
     }
 
-    /// The log is on disk up to a length, if it has not been cut since.
-    pub(crate) fn synced(&mut self, cuts: u64, upto: u64, now: Instant) -> Vec<Output> {
+    /// The log is on disk up to a length.
+    pub(crate) fn synced(&mut self, upto: u64, now: Instant) -> Vec<Output> {
         let mut out = Vec::new();
         // Without that rule, the disk says that it has what it has not.
         let is_lying = super::is_broken(super::Rule::Sync);
-        if cuts == self.cuts && !is_lying {
-            self.synced = self.synced.max(upto.min(self.len()));
-        }
+        self.synced = self.synced.max(upto);
         let (synced, term) = (if is_lying { self.len() } else { self.synced }, self.term);
         self.acks.retain(|ack| {
             if ack.term == term && ack.upto <= synced {
@@ -305,7 +306,7 @@ impl Replica {
                         }
                         self.log.truncate(at);
                         self.synced = self.synced.min(at as u64);
-                        self.cuts += 1;
+                        out.push(Output::Cut(at as u64));
                     }
                     if at == self.log.len() {
                         self.log.push(entry);
@@ -314,9 +315,9 @@ impl Replica {
                 self.commit = self.commit.max(commit.min(upto));
                 self.acks.push(Ack { to: from, term, upto, sent });
                 if self.synced < self.len() {
-                    out.push(Output::Sync(self.cuts, self.len()));
+                    out.push(Output::Sync);
                 }
-                out.extend(self.synced(self.cuts, self.synced, now));
+                out.extend(self.synced(self.synced, now));
             }
             Message::Appended { term, matched, sent } => {
                 if term > self.term {
@@ -367,7 +368,7 @@ impl Replica {
             committed_index: last(self.commit),
             applied_index: last(self.applied),
             snapshot_index: None,
-            purged_index: None,
+            purged_index: last(self.first),
             voters: self.members.iter().copied().collect(),
             peers: self.members.iter().map(peer).collect(),
             replication: if leads { self.matched.clone() } else { BTreeMap::new() },

@@ -179,7 +179,6 @@ fn the_simulation_notices_a_late_transaction_that_is_let_through() {
 }
 
 #[test]
-#[ignore = "rare: may take some minutes"]
 fn the_simulation_notices_records_of_a_wal_that_is_gone() {
     notices(&[Rule::Void], &["DIFFERENT", "another past", "not what its checksum", "fenced"]);
 }

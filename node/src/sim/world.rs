@@ -2,6 +2,7 @@
 //! Raft, network and clock; their files are in memory (`/dev/shm`).
 
 use super::Hooks;
+use super::logs;
 use super::net::Seat;
 use super::raft::{Entry, Replica, Role};
 use super::rng::Rng;
@@ -14,7 +15,7 @@ use crate::gate::session;
 use crate::leadership::Leadership;
 use crate::machine::Machine;
 use crate::node::Node;
-use bytes::Bytes;
+use quire_raft::simulation::{Disk, Log, membership};
 use quire_raft::{LogPosition, Payload, ProposeError, RaftStatus};
 use std::collections::{BTreeMap, BTreeSet};
 use std::hash::{DefaultHasher, Hash, Hasher};
@@ -55,10 +56,18 @@ pub(crate) struct Live {
 
 pub(super) struct Member {
     pub(super) replica: Replica,
+    /// Its log while it runs, and what is left of that while it doesn't.
+    pub(super) log: Option<Log>,
+    pub(super) disk: Disk,
     pub(super) live: Option<Arc<Live>>,
     lives: u64,
     pub(super) applying: bool,
     pub(super) reporting: bool,
+    pub(super) syncing: bool,
+    /// What is left of its last life is ending.
+    is_ending: bool,
+    /// So many entries are durable in its databases.
+    pub(super) durable: u64,
     /// Proposals of this node whose entry is in its log: term, and who waits.
     pub(super) pending: BTreeMap<u64, (u64, oneshot::Sender<Result<LogPosition, ProposeError>>)>,
 }
@@ -119,15 +128,22 @@ impl World {
             inner: Mutex::default(),
         });
         for id in &members {
-            let payload = Payload::Membership(Bytes::from_static(b"members"));
-            let first = Entry { position: LogPosition::default(), payload };
+            let position = LogPosition::default();
+            let payload = Payload::Membership(membership(position, &members));
+            let first = Entry { position, payload };
+            let disk = logs::with(*id, &first);
             let replica = Replica::new(*id, members.clone(), first, now);
             let member = Member {
                 replica,
+                log: None,
+                disk,
                 live: None,
                 lives: 0,
                 applying: false,
                 reporting: false,
+                syncing: false,
+                is_ending: false,
+                durable: 0,
                 pending: BTreeMap::new(),
             };
             world.inner().members.insert(*id, member);
@@ -193,6 +209,11 @@ impl World {
         self.inner().members.get(&id).and_then(|member| member.live.clone())
     }
 
+    /// Whether a node may be started.
+    pub(crate) fn is_down(&self, id: u64) -> bool {
+        self.inner().members.get(&id).is_some_and(|member| member.live.is_none() && !member.is_ending)
+    }
+
     pub(crate) fn live_nodes(&self) -> Vec<u64> {
         let inner = self.inner();
         inner.members.iter().filter(|(_, member)| member.live.is_some()).map(|(id, _)| *id).collect()
@@ -248,7 +269,7 @@ impl World {
         let mut inner = self.inner();
         if let Some(member) = inner.members.get_mut(&id) {
             member.live = Some(live);
-            (member.applying, member.reporting) = (false, false);
+            (member.applying, member.reporting, member.syncing) = (false, false, false);
         }
         drop(inner);
         note!(self, "node {id} started");
@@ -285,7 +306,8 @@ impl World {
         let (status, lives) = {
             let mut inner = self.inner();
             let member = inner.members.get_mut(&id).expect("a member");
-            let kept = member.replica.log.len() as u64;
+            self.recover(id, member)?;
+            let kept = member.replica.len();
             if durable > kept {
                 return Err(format!("its state is that of {durable} entries, its log has {kept}"));
             }
@@ -348,9 +370,10 @@ impl World {
         {
             let mut inner = self.inner();
             let Some(member) = inner.members.get_mut(&id) else { return };
-            member.live = None;
+            (member.live, member.is_ending) = (None, true);
             member.pending.clear();
-            self.rng(|rng| member.replica.crash(rng));
+            member.replica.crash();
+            self.leave(member, power);
         }
         let gone = Arc::downgrade(&live.node);
         live.context.sim.abort();
@@ -369,6 +392,9 @@ impl World {
             // Its apps end as well.
             tokio::task::yield_now().await;
             self.lose_caches(id);
+        }
+        if let Some(member) = self.inner().members.get_mut(&id) {
+            member.is_ending = false;
         }
     }
 

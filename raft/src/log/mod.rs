@@ -16,8 +16,10 @@ mod pool;
 pub(crate) mod record;
 mod retention;
 pub(crate) mod segment;
-#[cfg(any(test, fuzzing))]
+#[cfg(any(test, fuzzing, feature = "simulation"))]
 pub(crate) mod simdisk;
+#[cfg(feature = "simulation")]
+pub(crate) mod simulated;
 mod state;
 mod store;
 #[cfg(test)]

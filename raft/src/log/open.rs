@@ -63,6 +63,26 @@ pub(crate) fn open_on(
     options: LogOptions,
     lock: Option<File>,
 ) -> Result<LogStore, LogError> {
+    let (store, writer) = prepare(disk, &options)?;
+    let shared = store.shared().clone();
+    let pool = shared.pool.clone();
+    let thread_error = |source| LogError::Io { path: shared.disk.path(""), source };
+    let preparer = std::thread::Builder::new().name("quire-log-prep".into()).spawn(move || pool.run());
+    let preparer = preparer.map_err(thread_error)?;
+    let finished = shared.clone();
+    let run = move || {
+        writer.run();
+        // Only after both threads have ended is the directory free for the next one.
+        let _ = preparer.join();
+        drop(lock);
+        finished.closed.send_replace(true);
+    };
+    std::thread::Builder::new().name("quire-log".into()).spawn(run).map_err(thread_error)?;
+    Ok(store)
+}
+
+/// Opens a log, without its threads.
+pub(crate) fn prepare(disk: Arc<dyn Disk>, options: &LogOptions) -> Result<(LogStore, Writer), LogError> {
     let io_of = |name: &str| {
         let path = disk.path(name);
         move |source| LogError::Io { path, source }
@@ -80,7 +100,7 @@ pub(crate) fn open_on(
     let pool = pool.map_err(io_of(""))?;
 
     let replay = match segments.as_slice() {
-        [] => create_first(&disk, &options)?,
+        [] => create_first(&disk, options)?,
         sequences => replay(&disk, sequences, options.owner)?,
     };
     let active =
@@ -120,20 +140,7 @@ pub(crate) fn open_on(
         unmarked: replay.unmarked,
     };
     let writer = Writer::new(shared.clone(), ops, options.owner, votes, tail);
-    let pool = shared.pool.clone();
-    let thread_error = |source| LogError::Io { path: shared.disk.path(""), source };
-    let preparer = std::thread::Builder::new().name("quire-log-prep".into()).spawn(move || pool.run());
-    let preparer = preparer.map_err(thread_error)?;
-    let finished = shared.clone();
-    let run = move || {
-        writer.run();
-        // Only after both threads have ended is the directory free for the next one.
-        let _ = preparer.join();
-        drop(lock);
-        finished.closed.send_replace(true);
-    };
-    std::thread::Builder::new().name("quire-log".into()).spawn(run).map_err(thread_error)?;
-    Ok(LogStore::new(shared, queue, options.read_bytes))
+    Ok((LogStore::new(shared, queue, options.read_bytes), writer))
 }
 
 fn fault(disk: &Arc<dyn Disk>, name: &str, f: Fault) -> LogError {

@@ -66,6 +66,20 @@ struct State {
     failed: Option<String>,
     next_name: u64,
     closing: bool,
+    /// There is no preparer thread.
+    #[cfg(feature = "simulation")]
+    alone: bool,
+}
+
+/// How the preparer goes on.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Next {
+    Again,
+    /// When it is woken.
+    Wake,
+    /// Then, or after a pause.
+    Retry,
+    End,
 }
 
 /// Why the preparer didn't get something done.
@@ -229,6 +243,11 @@ impl Pool {
             if let Some(why) = &s.failed {
                 return Err(io::Error::other(why.clone()));
             }
+            #[cfg(feature = "simulation")]
+            if s.alone {
+                s = self.turn(s).0;
+                continue;
+            }
             let coming = s.recycling || !(s.retired.is_empty() || s.stuck);
             if !coming && let Some((kind, why)) = s.full.clone() {
                 if !Self::may_wait(&mut s, kind, &why) {
@@ -270,70 +289,100 @@ impl Pool {
     pub(crate) fn run(&self) {
         let mut s = self.lock();
         loop {
-            if !s.stuck
-                && let Some(mut segment) = s.retired.pop_front()
-            {
-                s.recycling = true;
-                let keep = s.spares.len() < KEEP && !s.oversized;
-                drop(s);
-                let result = self.recycle(&mut segment, keep);
-                s = self.lock();
-                s.recycling = false;
-                match result {
-                    Ok(Some(spare)) => {
-                        s.full = None;
-                        s.spares.push(spare);
-                    }
-                    Ok(None) => {}
-                    Err(Trouble::Unchanged(e)) => {
-                        tracing::error!(error = %e, "can't give up a log segment; will try again");
-                        s.retired.push_front(segment);
-                        s.stuck = true;
-                    }
-                    Err(Trouble::Final(e)) => s.failed = Some(e.to_string()),
-                }
-                self.wake.notify_all();
-                continue;
-            }
-            if s.closing || s.failed.is_some() {
-                return;
-            }
-            if !s.spares.is_empty() || s.oversized {
-                s = match s.stuck {
-                    true => self.wake.wait_timeout(s, RETRY).unwrap_or_else(|e| e.into_inner()).0,
-                    false => self.wake.wait(s).unwrap_or_else(|e| e.into_inner()),
-                };
-                s.stuck = false;
-                continue;
-            }
-            s.next_name += 1;
-            let number = s.next_name;
+            let next;
+            (s, next) = self.turn(s);
+            s = match next {
+                Next::Again => continue,
+                Next::End => return,
+                Next::Wake => self.wake.wait(s).unwrap_or_else(|e| e.into_inner()),
+                // Woken early by a retired segment or by close.
+                Next::Retry => self.wake.wait_timeout(s, RETRY).unwrap_or_else(|e| e.into_inner()).0,
+            };
+            s.stuck = false;
+        }
+    }
+
+    /// Does what is to be done next, if anything is.
+    fn turn<'a>(&'a self, mut s: MutexGuard<'a, State>) -> (MutexGuard<'a, State>, Next) {
+        if !s.stuck
+            && let Some(mut segment) = s.retired.pop_front()
+        {
+            s.recycling = true;
+            let keep = s.spares.len() < KEEP && !s.oversized;
             drop(s);
-            let made = self.prepare(number);
+            let result = self.recycle(&mut segment, keep);
             s = self.lock();
-            match made {
-                Ok(spare) => {
-                    if s.full.take().is_some() {
-                        tracing::info!("the log can grow again");
-                    }
+            s.recycling = false;
+            match result {
+                Ok(Some(spare)) => {
+                    s.full = None;
                     s.spares.push(spare);
-                    self.wake.notify_all();
                 }
-                Err(Trouble::Final(e)) => {
-                    s.failed = Some(e.to_string());
-                    self.wake.notify_all();
-                }
+                Ok(None) => {}
                 Err(Trouble::Unchanged(e)) => {
-                    if s.full.is_none() {
-                        tracing::error!(error = %e, "can't prepare a log segment; writes will be refused");
-                    }
-                    s.full = Some((e.kind(), e.to_string()));
-                    s.failures += 1;
-                    self.wake.notify_all();
-                    // Woken early by a retired segment or by close.
-                    s = self.wake.wait_timeout(s, RETRY).unwrap_or_else(|e| e.into_inner()).0;
-                    s.stuck = false;
+                    tracing::error!(error = %e, "can't give up a log segment; will try again");
+                    s.retired.push_front(segment);
+                    s.stuck = true;
                 }
+                Err(Trouble::Final(e)) => s.failed = Some(e.to_string()),
+            }
+            self.wake.notify_all();
+            return (s, Next::Again);
+        }
+        if s.closing || s.failed.is_some() {
+            return (s, Next::End);
+        }
+        if !s.spares.is_empty() || s.oversized {
+            let next = if s.stuck { Next::Retry } else { Next::Wake };
+            return (s, next);
+        }
+        s.next_name += 1;
+        let number = s.next_name;
+        drop(s);
+        let made = self.prepare(number);
+        s = self.lock();
+        match made {
+            Ok(spare) => {
+                if s.full.take().is_some() {
+                    tracing::info!("the log can grow again");
+                }
+                s.spares.push(spare);
+                self.wake.notify_all();
+                (s, Next::Again)
+            }
+            Err(Trouble::Final(e)) => {
+                s.failed = Some(e.to_string());
+                self.wake.notify_all();
+                (s, Next::Again)
+            }
+            Err(Trouble::Unchanged(e)) => {
+                if s.full.is_none() {
+                    tracing::error!(error = %e, "can't prepare a log segment; writes will be refused");
+                }
+                s.full = Some((e.kind(), e.to_string()));
+                s.failures += 1;
+                self.wake.notify_all();
+                (s, Next::Retry)
+            }
+        }
+    }
+
+    /// Has whoever takes a spare do what the preparer thread would; where there is none.
+    #[cfg(feature = "simulation")]
+    pub(crate) fn alone(&self) {
+        self.lock().alone = true;
+    }
+
+    /// What the preparer thread would do by now.
+    #[cfg(feature = "simulation")]
+    pub(crate) fn catch_up(&self) {
+        let mut s = self.lock();
+        loop {
+            let next;
+            (s, next) = self.turn(s);
+            if next != Next::Again {
+                s.stuck = false;
+                return;
             }
         }
     }

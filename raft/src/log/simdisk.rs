@@ -10,7 +10,8 @@
 //! A failed sync is as on Linux: what it was to write is no longer dirty, so that no later sync writes it, while reads
 //! still show it ([`SimDisk::fail`] with `lost`). Whoever trusts what he reads then is shown by the next crash.
 
-#![allow(clippy::unwrap_used, reason = "only tests and fuzz targets have it")]
+#![allow(clippy::unwrap_used, reason = "only tests, simulations and fuzz targets have it")]
+#![cfg_attr(not(test), allow(dead_code, reason = "not all of them use all of it"))]
 
 use std::collections::BTreeMap;
 use std::io;
@@ -283,6 +284,13 @@ impl SimDisk {
     /// Ends recording; returns what was recorded.
     pub(crate) fn recorded(&self) -> Vec<Change> {
         self.lock().journal.take().unwrap_or_default()
+    }
+
+    /// Makes recorded changes once more.
+    #[cfg(feature = "simulation")]
+    pub(crate) fn make(&self, changes: &[Change]) {
+        let mut s = self.lock();
+        changes.iter().for_each(|c| s.change(c.clone()));
     }
 
     /// Goes through recorded changes again, from this disk's content; `see` gets the disk before the first change and

@@ -46,6 +46,10 @@ impl LogStore {
         LogStore { shared, queue, reader }
     }
 
+    pub(super) fn shared(&self) -> &Arc<Shared> {
+        &self.shared
+    }
+
     /// Highest durable index.
     pub(crate) fn flushed(&self) -> watch::Receiver<u64> {
         self.shared.flushed.subscribe()
@@ -90,6 +94,12 @@ impl LogStore {
     /// Some entries from `start` on, before `end`: as many as a reader takes at once.
     pub(crate) async fn read_some(&self, start: u64, end: u64) -> io::Result<Vec<Entry>> {
         self.reader.read(start, end, self.reader.read_bytes).await
+    }
+
+    /// Entries from `start` on, before `end`, read on the caller's thread.
+    #[cfg(feature = "simulation")]
+    pub(crate) fn read_here(&self, start: u64, end: u64) -> io::Result<Vec<Entry>> {
+        self.reader.find(start, end, usize::MAX)?.into_iter().map(Found::load).collect()
     }
 
     /// The purge mark.

@@ -139,8 +139,7 @@ impl Writer {
 
     /// Runs until the queue is closed.
     pub(crate) fn run(mut self) {
-        // What a crash or a failure kept from being given up.
-        self.retire();
+        self.begin();
         loop {
             let backlog = self.backlog.pop_front();
             let first = match backlog.map_or_else(|| self.queue.recv_timeout(IDLE), Ok) {
@@ -156,19 +155,7 @@ impl Writer {
                 }
                 Err(RecvTimeoutError::Disconnected) => break,
             };
-            let mut closing = false;
-            let mut next = Some(first);
-            let mut result = self.check();
-            while let Some(op) = next.take() {
-                closing |= matches!(op, Op::Close);
-                result = self.handle(op, result);
-                if !closing && self.buf.len() < BATCH_BYTES {
-                    next = self.next_op();
-                }
-            }
-            let result = result.and_then(|()| self.flush());
-            self.settle(result);
-            if closing {
+            if self.turn(first) {
                 break;
             }
         }
@@ -188,6 +175,45 @@ impl Writer {
     /// The next operation, if there is one.
     fn next_op(&mut self) -> Option<Op> {
         self.backlog.pop_front().or_else(|| self.queue.try_recv().ok())
+    }
+
+    /// Gives up what a crash or a failure kept from being given up.
+    pub(crate) fn begin(&mut self) {
+        self.retire();
+    }
+
+    /// Does what was taken from the queue, and what has queued behind it. True if that is the end.
+    fn turn(&mut self, first: Op) -> bool {
+        let mut closing = false;
+        let mut next = Some(first);
+        let mut result = self.check();
+        while let Some(op) = next.take() {
+            closing |= matches!(op, Op::Close);
+            result = self.handle(op, result);
+            if !closing && self.buf.len() < BATCH_BYTES {
+                next = self.next_op();
+            }
+        }
+        let result = result.and_then(|()| self.flush());
+        self.settle(result);
+        closing
+    }
+
+    /// Does all that is in the queue, on the caller's thread: a simulation has no other.
+    #[cfg(feature = "simulation")]
+    pub(crate) fn catch_up(&mut self) {
+        while let Some(op) = self.next_op() {
+            self.turn(op);
+        }
+    }
+
+    /// What is done when there is nothing to do, likewise.
+    #[cfg(feature = "simulation")]
+    pub(crate) fn idle(&mut self) {
+        if self.unmarked && self.check().is_ok() {
+            let result = self.mark();
+            self.settle(result);
+        }
     }
 
     fn check(&self) -> io::Result<()> {
