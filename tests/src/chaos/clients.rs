@@ -121,6 +121,9 @@ pub fn run(shared: &Shared, client: usize, via: &Via) {
         if returned - invoked >= HANG {
             shared.violation(format!("hang: client {client} waited {:?} for {op:?}", returned - invoked));
         }
+        if outcome.shows_damage() {
+            shared.violation(format!("a damaged database: client {client}: {op:?}: {outcome:?}"));
+        }
         let how = if matches!(via, Via::Http) { "http" } else { "vfs" };
         // What refuses at once is not asked at once again.
         let rest = if matches!(outcome, Outcome::Done(_)) { pause } else { pause * 4 };

@@ -32,6 +32,18 @@ impl Outcome {
     }
 }
 
+/// What SQLite says of a database that is not in order, and Python of a text.
+const DAMAGE: [&str; 4] =
+    ["database disk image is malformed", "database corruption", "file is not a database", "Could not decode"];
+
+impl Outcome {
+    /// Whether the client met a damaged database. No fault allows for that: what the nemesis damages, no client reads.
+    pub fn shows_damage(&self) -> bool {
+        let (Outcome::Refused(why) | Outcome::Unknown(why)) = self else { return false };
+        DAMAGE.iter().any(|said| why.contains(said))
+    }
+}
+
 /// One operation.
 #[derive(Clone, Debug)]
 pub struct Record {
@@ -87,5 +99,22 @@ impl History {
         let mut records = self.records.lock().unwrap().clone();
         records.sort_by_key(|record| record.invoked);
         records
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Such an answer counted as one of many that were refused.
+    #[test]
+    fn a_damaged_database_is_no_refusal_like_others() {
+        let refused = |why: &str| Outcome::Refused(why.into()).shows_damage();
+        assert!(refused("database disk image is malformed"));
+        assert!(refused("file is not a database; (26) file is encrypted or is not a database"));
+        assert!(refused("COMMIT: x; database corruption at line 74 of [abc]"));
+        assert!(Outcome::Unknown("Could not decode to UTF-8 column 'vs'".into()).shows_damage());
+        assert!(!refused("database is locked") && !refused("disk I/O error"));
+        assert!(!Outcome::Done(vec![]).shows_damage());
     }
 }

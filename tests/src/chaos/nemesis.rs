@@ -30,8 +30,17 @@ enum Begun {
     Flap(u64),
     PausedApp(Process),
     Corrupted,
-    Removing { id: u64, slot: usize },
+    Removing {
+        id: u64,
+        slot: usize,
+    },
     Replica(u64),
+    /// A disk of which so many operations had failed before.
+    Disk {
+        id: u64,
+        kind: &'static str,
+        before: u64,
+    },
 }
 
 /// Who does the harm.
@@ -62,10 +71,7 @@ impl<'a> Nemesis<'a> {
                     *self.counts.entry(fault.kind()).or_default() += 1;
                     begun.push(what);
                 }
-                Err(why) => {
-                    let skipped = self.skipped.entry(fault.kind()).or_default();
-                    *skipped = (skipped.0 + 1, format!("{why:#}"));
-                }
+                Err(why) => self.skip(fault.kind(), format!("{why:#}")),
             }
         }
         let until = Instant::now() + step.lasts;
@@ -82,6 +88,21 @@ impl<'a> Nemesis<'a> {
         if let Err(why) = self.heal(begun) {
             self.shared.violation(format!("after {:?}: {why:#}", step.faults));
         }
+    }
+
+    /// A fault could not be brought about.
+    fn skip(&mut self, kind: &'static str, why: String) {
+        let skipped = self.skipped.entry(kind).or_default();
+        *skipped = (skipped.0 + 1, why);
+    }
+
+    /// A fault that was begun has met nothing: it doesn't count.
+    fn in_vain(&mut self, kind: &'static str, why: &str) {
+        if let Some(count) = self.counts.get_mut(kind) {
+            *count -= 1;
+        }
+        self.counts.retain(|_, count| *count > 0);
+        self.skip(kind, why.to_owned());
     }
 
     fn whom(&self, whom: Whom) -> anyhow::Result<u64> {
@@ -106,7 +127,8 @@ impl<'a> Nemesis<'a> {
         }
         match *fault {
             Fault::Kill(whom) => {
-                self.nodes.kill(self.whom(whom)?)?;
+                let id = self.whom(whom)?;
+                anyhow::ensure!(self.nodes.kill(id)?, "node {id} had ended already");
             }
             Fault::KillAll => {
                 for id in self.nodes.ids() {
@@ -133,12 +155,14 @@ impl<'a> Nemesis<'a> {
                 let time = Duration::from_millis(ms);
                 self.disk(whom)?.1.slow(time, time / 10)?;
             }
-            Fault::BadDisk(whom, count) => self.fail(whom, EIO, Some(count as i32))?,
-            Fault::FullDisk(whom) => self.fail(whom, ENOSPC, None)?,
+            Fault::BadDisk(whom, count) => return self.fail(fault.kind(), whom, EIO, Some(count as i32)),
+            Fault::FullDisk(whom) => return self.fail(fault.kind(), whom, ENOSPC, None),
             Fault::Corrupt(whom, pick) => return self.corrupt(whom, pick),
             Fault::Transfer => {
                 let leader = self.whom(Whom::Leader)?;
-                self.nodes.ask(leader, "POST", "/leader", "", Duration::from_secs(10))?;
+                let (status, body) =
+                    self.nodes.ask(leader, "POST", "/leader", "", Duration::from_secs(10))?;
+                anyhow::ensure!(status == 200, "{status}: {}", body.trim_end());
             }
             Fault::Replace(whom) => return self.remove(whom),
             Fault::Replica => {
@@ -147,13 +171,11 @@ impl<'a> Nemesis<'a> {
                 return Ok(Begun::Replica(id));
             }
             Fault::KillApp(pick) => {
-                let app = self.app(pick)?;
-                let mut app = app.lock().unwrap();
-                app.as_mut().ok_or_else(|| anyhow::anyhow!("the app does not run"))?.kill()?;
+                anyhow::ensure!(signal(&self.app(pick)?, Signal::SIGKILL), "the app does not run");
             }
             Fault::PauseApp(pick) => {
                 let app = self.app(pick)?;
-                signal(&app, Signal::SIGSTOP);
+                anyhow::ensure!(signal(&app, Signal::SIGSTOP), "the app does not run");
                 return Ok(Begun::PausedApp(app));
             }
         }
@@ -196,11 +218,18 @@ impl<'a> Nemesis<'a> {
         Ok((id, disk.ok_or_else(|| anyhow::anyhow!("disks can't be made to fail here"))?))
     }
 
-    fn fail(&mut self, whom: Whom, errno: i32, count: Option<i32>) -> anyhow::Result<()> {
+    fn fail(
+        &mut self,
+        kind: &'static str,
+        whom: Whom,
+        errno: i32,
+        count: Option<i32>,
+    ) -> anyhow::Result<Begun> {
         let (id, disk) = self.disk(whom)?;
+        let before = disk.injected();
         disk.fail(errno, count)?;
         self.nodes.may_end(id, PATIENCE);
-        Ok(())
+        Ok(Begun::Disk { id, kind, before })
     }
 
     /// Changes bytes of a page that no client reads, where the file has it.
@@ -265,7 +294,12 @@ impl<'a> Nemesis<'a> {
         for what in begun {
             match what {
                 Begun::Nothing | Begun::Flap(_) => {}
-                Begun::PausedApp(app) => signal(&app, Signal::SIGCONT),
+                Begun::PausedApp(app) => drop(signal(&app, Signal::SIGCONT)),
+                Begun::Disk { id, kind, before } => {
+                    if self.nodes.disk(id).is_some_and(|disk| disk.injected() == before) {
+                        self.in_vain(kind, "no operation met it");
+                    }
+                }
                 // Also without this it would be found, within the hour.
                 Begun::Corrupted => {
                     if let Some(id) = self.nodes.up().first() {
@@ -352,10 +386,9 @@ fn member(nodes: &Nodes, id: u64) -> bool {
     all.iter().any(|node| node["id"] == id.to_string().as_str())
 }
 
-fn signal(app: &Process, signal: Signal) {
-    if let Some(child) = app.lock().unwrap().as_mut()
-        && matches!(child.try_wait(), Ok(None))
-    {
-        let _ = kill(Pid::from_raw(child.id() as i32), signal);
-    }
+/// Sends a signal to an app; false if it doesn't run.
+fn signal(app: &Process, signal: Signal) -> bool {
+    let mut app = app.lock().unwrap();
+    let Some(child) = app.as_mut() else { return false };
+    matches!(child.try_wait(), Ok(None)) && kill(Pid::from_raw(child.id() as i32), signal).is_ok()
 }

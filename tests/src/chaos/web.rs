@@ -102,7 +102,12 @@ fn judge(status: u16, body: &str) -> Outcome {
     if let Some(why) = results.iter().find_map(|result| result["error"].as_str()) {
         return failed(why);
     }
-    Outcome::Done(results.iter().map(|result| rows_of(&result["values"]).unwrap_or_default()).collect())
+    // Statements without rows have none. What is there but no rows is kept as it is: no checker takes it for any.
+    let rows = |values: &Value| match values {
+        Value::Null => Vec::new(),
+        values => rows_of(values).unwrap_or_else(|| vec![vec![values.clone()]]),
+    };
+    Outcome::Done(results.iter().map(|result| rows(&result["values"])).collect())
 }
 
 #[cfg(test)]
@@ -114,6 +119,8 @@ mod tests {
     fn answers_are_judged_as_documented() {
         let done = r#"{"results":[{"values":[[1]]},{}]}"#;
         assert_eq!(judge(200, done), Outcome::Done(vec![vec![vec![json!(1)]], vec![]]));
+        let garbage = r#"{"results":[{"values":"x"}]}"#;
+        assert_eq!(judge(200, garbage), Outcome::Done(vec![vec![vec![json!("x")]]]), "not an empty result");
         for (status, body, name) in [
             (200, r#"{"results":[{"error":"UNIQUE constraint failed"}]}"#, "refused"),
             (200, r#"{"results":[],"error":"outcome unknown: gone; look"}"#, "unknown"),

@@ -134,7 +134,12 @@ impl Checker<'_> {
                     continue;
                 }
                 (Step::Read(key), Some(found)) => (*key, found),
-                (Step::Read(_), None) => continue,
+                // Without a result that is a list, nothing could be said of what it read.
+                (Step::Read(key), None) => {
+                    self.errors
+                        .push(format!("what transaction {number} read of list {key} is none: {txn:?}"));
+                    continue;
+                }
             };
             let mine = own.get(&key).map_or(EMPTY, Vec::as_slice);
             let Some(others) = found.strip_suffix(mine) else {

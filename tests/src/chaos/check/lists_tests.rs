@@ -176,3 +176,10 @@ fn what_has_an_order_is_accepted_and_what_is_spoilt_is_rejected() {
     }
     assert!(spoilt > 50, "{spoilt}");
 }
+
+/// What could not be read as a list was taken for a read that nothing is known of.
+#[test]
+fn a_read_that_is_no_list_is_rejected() {
+    let txns = [txn((0, 1), &[append(1, 10)]), txn((2, 3), &[(Step::Read(1), None)])];
+    rejects(&txns, &last(&[(1, &[10])]), "what transaction 1 read of list 1 is none");
+}
