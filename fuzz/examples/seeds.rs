@@ -203,6 +203,21 @@ fn main() -> std::io::Result<()> {
     write("config", "header", b"\x01Basic Ym9iOnNlOmNyZXQ=")?;
     write("config", "plain", b"\x01bob:se:cret")?;
 
+    let query = "pretty&timings&associative&transaction&queue&wait&timeout=5s&db_timeout=20ms&retries=2&redirect&\
+        level=linearizable&freshness=1m30.5s&freshness_strict&linearizable_timeout=2s&db=other";
+    write("request_options", "query", &[&[0u8][..], query.as_bytes()].concat())?;
+    write(
+        "request_options",
+        "escaped",
+        b"\x00db=a%2Db&level=none&timeout=250%C2%B5s&raft_index=false&retries=+",
+    )?;
+    write("request_options", "duration", &[1, 4, 1, 0, 3, 30, 0, 2, 5, 0, 1, 0x2c, 1])?;
+    write("request_options", "id", b"\x020123456789abcdef0123456789ABCDEF")?;
+    write("request_options", "level", b"\x03 bounded:500ms ")?;
+    write("request_options", "token", b"\x0318446744073709551615")?;
+    let page = quire_vfs::format::database::empty_database(quire_vfs::format::PageSize::DEFAULT);
+    write("request_options", "header", &[&[4u8][..], &page[..100]].concat())?;
+
     // What `Arbitrary` makes of these are steps.
     for target in ["raft_log", "vote", "capture_model", "wal_model", "transaction"] {
         for (name, factor) in [("steps-ascending", 1u8), ("steps-mixed", 37), ("steps-few", 64)] {

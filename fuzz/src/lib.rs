@@ -15,6 +15,7 @@ pub mod node_files;
 pub mod peer_proto;
 pub mod raft_log;
 pub mod raft_wire;
+pub mod request_options;
 pub mod sql_script;
 pub mod transaction;
 pub mod vote;
@@ -76,6 +77,8 @@ mod forward_message;
 pub mod manifest;
 #[path = "../../node/src/name.rs"]
 pub mod name;
+#[path = "../../node/src/api/params.rs"]
+mod query_params;
 #[path = "../../node/src/splitter.rs"]
 mod script_splitter;
 pub mod sql;
@@ -83,6 +86,11 @@ pub mod sql;
 mod transfer_frames;
 #[path = "../../node/src/api/users.rs"]
 mod users;
+
+/// In its place: the routes, which nothing here runs.
+pub mod api {
+    pub(crate) use crate::query_params::Params;
+}
 
 // ---- from vfs/ --------------------------------------------------------------------------------------
 
