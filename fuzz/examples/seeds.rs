@@ -1,4 +1,4 @@
-//! Writes the seed corpora under `fuzz/seeds`, always the same: `cargo run --example seeds` in `fuzz/`. Many are golden
+//! Writes the seed corpora under `fuzz/seeds`, always the same: `RUSTFLAGS="--cfg fuzzing" cargo run --example seeds` in `fuzz/`. Many are golden
 //! files (`tests/golden`), behind the bytes that tell the target what they are.
 
 use bytes::Bytes;
@@ -8,6 +8,7 @@ use quire_vfs::format::transaction::{Before, Piece, TxnId, encode_head, encode_p
 use quire_vfs::format::wal::{ByteOrder, FrameHeader, Salts, WalHeader};
 use quire_vfs::format::{FrameNo, PageNo, PageSize};
 use quire_vfs::gate::proto::{Hello, Outcome, Refusal, RefusalCode, Request, Response, WalTarget};
+use std::path::Path;
 
 fn wal(order: ByteOrder, page_size: PageSize, frames: &[(u32, u32)]) -> Vec<u8> {
     let header = WalHeader { order, page_size, checkpoint_seq: 1, salts: Salts([7; 8]) };
