@@ -25,11 +25,11 @@ use std::time::{Duration, Instant};
 /// All that is run in the long form.
 const FILES: &str = "
     savepoint savepoint2 savepoint5 savepoint7 vacuum vacuum2 vacuum4 vacuum5 vacuum6 vacuum-into vacuummem e_vacuum
-    incrvacuum2 incrvacuum3 autovacuum autovacuum2 pager1 pager3 pager4 pageropt
-    wal2 wal4 wal5 wal6 wal7 wal8 wal9 walbak walcksum walcrash2 walfault2 walhook walmode waloverwrite
-    walpersist walshared walslow writecrash incrvacuum_ioerr savepoint6 savepointfault vacuum3";
+    incrvacuum incrvacuum2 incrvacuum3 autovacuum autovacuum2 pager1 pager3 pager4 pageropt
+    wal wal2 wal3 wal4 wal5 wal6 wal7 wal8 wal9 walbak walcksum walcrash2 walfault2 walhook walmode waloverwrite
+    walpersist walshared walslow walvfs writecrash incrvacuum_ioerr savepoint6 savepointfault vacuum3";
 /// What is run in the short form, on a node alone.
-const SHORT: &str = "savepoint savepoint2 vacuum wal2 wal6 wal8 walmode";
+const SHORT: &str = "savepoint savepoint2 vacuum incrvacuum wal2 wal6 wal8 walmode";
 /// A run that says nothing for so long hangs.
 const SILENCE: Duration = Duration::from_secs(90);
 /// A run is cut short after this, or `QUIRE_FIXTURE_SECONDS`; some files have thousands of cases, each on a database of
