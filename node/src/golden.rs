@@ -241,6 +241,10 @@ fn golden_requests_of_nodes() {
         PeerRequest::Verify { files: true, scrub: false },
         PeerRequest::Remove { node_id: 2 },
         PeerRequest::StepDown { to: Some(3) },
+        {
+            let (raft_addr, http_addr) = address();
+            PeerRequest::MayJoin { node_id: 4, raft_addr, http_addr }
+        },
     ];
     let lines = |all: Vec<String>| all.join("\n") + "\n";
     let json = |request: &PeerRequest| serde_json::to_string(request).unwrap();
@@ -251,13 +255,18 @@ fn golden_requests_of_nodes() {
     }
     let (raft_addr, http_addr) = address();
     let responses = [
-        PeerResponse::Hello { node_id: 2, initialized: true, raft_addr, http_addr },
+        // As earlier versions say it.
+        PeerResponse::Hello { node_id: 2, initialized: true, raft_addr, http_addr, admitted: None },
         PeerResponse::Index(77),
         PeerResponse::NotLeader(Some(address().0)),
         PeerResponse::NotLeader(None),
         PeerResponse::Unavailable("later".into()),
         PeerResponse::Refused("no".into()),
         PeerResponse::NotMember,
+        {
+            let (raft_addr, http_addr) = address();
+            PeerResponse::Hello { node_id: 2, initialized: false, raft_addr, http_addr, admitted: Some(true) }
+        },
     ];
     let json = |response: &PeerResponse| serde_json::to_string(response).unwrap();
     let kept = golden("peers-1-responses.jsonl", lines(responses.iter().map(json).collect()).as_bytes());

@@ -28,6 +28,44 @@ const COMPLAIN: Duration = Duration::from_secs(30);
 /// far as it came; the node asks again.
 pub(crate) async fn join(node: &Arc<Node>, id: NodeId, peer: Peer, voter: bool) -> Result<(), RaftError> {
     let raft = node.raft();
+    check_newcomer(node, id, &peer).await?;
+    raft.add_learner(id, peer.clone(), node.config().catch_up).await?;
+    if voter && !raft.status().voters.contains(&id) {
+        raft.promote(id).await?;
+    }
+    info!(node = id, raft_addr = peer.raft_addr, voter, "joined");
+    Ok(())
+}
+
+/// Whether a node with an empty directory may come in under this id. Not as one that has had entries, or a vote: its
+/// disk was lost, and with it what it promised.
+pub(crate) async fn may_join(node: &Arc<Node>, id: NodeId, peer: Peer) -> Result<(), RaftError> {
+    let raft = node.raft();
+    // Whoever knows of a vote may say no, also without a leader: the id has it still, or was removed since.
+    check_lost(&raft.status(), id)?;
+    raft.confirm_member(id).await?;
+    check_lost(&raft.status(), id)?;
+    check_newcomer(node, id, &peer).await
+}
+
+fn check_lost(status: &RaftStatus, id: NodeId) -> Result<(), RaftError> {
+    let what = if status.voters.contains(&id) {
+        "is a voter of this cluster"
+    } else if status.replication.get(&id).is_some_and(|&has| has > 0) {
+        "belongs to a member that has entries of the log"
+    } else {
+        return Ok(());
+    };
+    Err(RaftError::Refused(format!(
+        "node id {id} {what}, but comes with an empty data directory: what it promised under that id is lost with its \
+         disk, and a node without the log must not vote. If the directory still exists, start the node with that one. \
+         Else remove the old node (`quire remove {id}`), and start the new one with a --node-id that was never used, \
+         and an empty data directory"
+    )))
+}
+
+async fn check_newcomer(node: &Arc<Node>, id: NodeId, peer: &Peer) -> Result<(), RaftError> {
+    let raft = node.raft();
     let status = raft.status();
     if raft.is_given_up(id) {
         return Err(RaftError::Refused(format!(
@@ -43,18 +81,13 @@ pub(crate) async fn join(node: &Arc<Node>, id: NodeId, peer: Peer, voter: bool) 
         )));
     }
     if let Some(known) = status.peers.get(&id)
-        && *known != peer
+        && known != peer
     {
         return Err(RaftError::Refused(format!(
             "node id {id} belongs to the member at {}; give the new node an id of its own",
             known.raft_addr
         )));
     }
-    raft.add_learner(id, peer.clone(), node.config().catch_up).await?;
-    if voter && !raft.status().voters.contains(&id) {
-        raft.promote(id).await?;
-    }
-    info!(node = id, raft_addr = peer.raft_addr, voter, "joined");
     Ok(())
 }
 

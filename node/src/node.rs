@@ -306,6 +306,7 @@ impl Node {
         raft_config.election_min = config.election_timeout;
         raft_config.election_max = 2 * config.election_timeout;
         raft_config.segment_bytes = config.segment_bytes;
+        raft_config.await_admission = true;
         let handler = Arc::new(PeerHandler::default());
         let raft = Raft::start(raft_config, machine.clone(), handler.clone()).await?;
         context.leadership.attach(raft.watch());
@@ -363,7 +364,11 @@ impl Node {
             _ => {
                 info!("starting a cluster of one");
                 let members = [(self.id(), self.peer.clone())].into();
-                self.raft().initialize(members).await.map_err(|error| error.to_string())
+                let started = self.raft().initialize(members).await.map_err(|error| error.to_string());
+                match started {
+                    Ok(()) => peers::admit(self).await,
+                    Err(error) => Err(error),
+                }
             }
         };
         entered.map_err(NodeError::Cluster)?;

@@ -9,6 +9,7 @@ use crate::sql::forward::{self as statements, Answer, Forward};
 use bytes::Bytes;
 use futures_util::future::BoxFuture;
 use quire_raft::{Bulk, LogPosition, NodeId, Peer, ProposeError, RaftError, RequestHandler};
+use quire_vfs::fault;
 use quire_vfs::format::PageSize;
 use quire_vfs::format::transaction::TxnId;
 use serde::{Deserialize, Serialize};
@@ -22,6 +23,8 @@ pub(crate) const RETRY_PAUSE: Duration = Duration::from_millis(100);
 /// One attempt at one peer.
 pub(crate) const ATTEMPT: Duration = Duration::from_secs(5);
 
+/// How the answer begins to a request that a node doesn't know, in all versions.
+const NO_SENSE: &str = "the request makes no sense";
 /// Between log lines about the same thing.
 const COMPLAIN: Duration = Duration::from_secs(5);
 
@@ -41,6 +44,16 @@ pub enum PeerRequest {
         http_addr: String,
         /// Whether it shall vote.
         voter: bool,
+    },
+    /// My directory is empty: may I come in under this id? For the leader, but any node may say no. Asked before
+    /// [`PeerRequest::Join`], and before the sender takes anything of Raft's.
+    MayJoin {
+        /// The new node.
+        node_id: NodeId,
+        /// Where it is reached by Raft.
+        raft_addr: String,
+        /// Where its HTTP is.
+        http_addr: String,
     },
     /// Create a database unless it exists. For the leader; answered by the index to wait for.
     CreateDatabase {
@@ -116,6 +129,10 @@ pub enum PeerResponse {
         raft_addr: String,
         /// Where its HTTP is.
         http_addr: String,
+        /// It takes part in Raft: others may count on it when they start a cluster. Earlier versions, which always do,
+        /// don't say so.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        admitted: Option<bool>,
     },
     /// Done; wait until this entry has been applied.
     Index(u64),
@@ -144,14 +161,22 @@ impl PeerRequest {
     /// The node that a request speaks for, if it does; it must be the sender.
     fn speaks_for(&self) -> Option<NodeId> {
         match self {
-            PeerRequest::Join { node_id, .. } | PeerRequest::Announce { node_id, .. } => Some(*node_id),
+            PeerRequest::Join { node_id, .. }
+            | PeerRequest::MayJoin { node_id, .. }
+            | PeerRequest::Announce { node_id, .. } => Some(*node_id),
             _ => None,
         }
     }
 
     /// Whether only members may ask for it.
     fn is_for_members(&self) -> bool {
-        !matches!(self, PeerRequest::Hello | PeerRequest::Join { .. } | PeerRequest::Announce { .. })
+        !matches!(
+            self,
+            PeerRequest::Hello
+                | PeerRequest::Join { .. }
+                | PeerRequest::MayJoin { .. }
+                | PeerRequest::Announce { .. }
+        )
     }
 
     fn encode(&self) -> Bytes {
@@ -197,9 +222,7 @@ impl RequestHandler for PeerHandler {
             }
             let response = match (node, serde_json::from_slice(&request)) {
                 (None, _) => PeerResponse::Unavailable("the node is starting".into()),
-                (Some(_), Err(error)) => {
-                    PeerResponse::Refused(format!("the request makes no sense: {error}"))
-                }
+                (Some(_), Err(error)) => PeerResponse::Refused(format!("{NO_SENSE}: {error}")),
                 (Some(node), Ok(request)) => answer(&node, from, request).await,
             };
             serde_json::to_vec(&response).unwrap_or_default().into()
@@ -261,11 +284,16 @@ pub(crate) async fn serve(node: &Arc<Node>, request: PeerRequest) -> PeerRespons
                 initialized: raft.is_initialized(),
                 raft_addr: me.raft_addr.clone(),
                 http_addr: me.http_addr.clone(),
+                admitted: Some(raft.is_admitted()),
             };
         }
         PeerRequest::Join { node_id, raft_addr, http_addr, voter } => {
             let peer = Peer { raft_addr, http_addr };
             return members::join(node, node_id, peer, voter).await.into();
+        }
+        PeerRequest::MayJoin { node_id, raft_addr, http_addr } => {
+            let peer = Peer { raft_addr, http_addr };
+            return members::may_join(node, node_id, peer).await.into();
         }
         PeerRequest::Announce { node_id, raft_addr, http_addr, voter, committed } => {
             let peer = Peer { raft_addr, http_addr };
@@ -415,17 +443,50 @@ pub async fn ask_address(
 ///
 /// It is taken in as soon as a leader sends it anything. From then on it must not ask to join: it may have been
 /// removed meanwhile, and would come back by itself. What is left to do, `members::keep` does.
+///
+/// A leader sends to it only after it has been admitted. It asks for that first: its id may be that of a voter, whose
+/// disk was lost.
 pub async fn join_cluster(node: &Arc<Node>, addresses: &[String], voter: bool) -> Result<(), String> {
     let me = node.peer().clone();
+    if !node.raft().is_admitted() {
+        let (raft_addr, http_addr) = (me.raft_addr.clone(), me.http_addr.clone());
+        let request = PeerRequest::MayJoin { node_id: node.id(), raft_addr, http_addr };
+        ask_to_join(node, addresses, &request, ATTEMPT).await?;
+        admit(node).await?;
+    }
     let request =
         PeerRequest::Join { node_id: node.id(), raft_addr: me.raft_addr, http_addr: me.http_addr, voter };
+    ask_to_join(node, addresses, &request, node.config().catch_up + ATTEMPT).await
+}
+
+/// Lets the node take part in Raft.
+pub(crate) async fn admit(node: &Arc<Node>) -> Result<(), String> {
+    node.raft().admit().await.map_err(|error| error.to_string())?;
+    fault::point("admission.stored");
+    Ok(())
+}
+
+/// Asks the leader for one of the two steps of joining, until it has an answer that settles it.
+async fn ask_to_join(
+    node: &Arc<Node>,
+    addresses: &[String],
+    request: &PeerRequest,
+    patience: Duration,
+) -> Result<(), String> {
     let mut complaint = Instant::now();
     while !node.raft().is_initialized() {
         let mut targets: Vec<String> = addresses.to_vec();
         let mut redirected = false;
         while let Some(address) = targets.pop() {
-            match ask_address(node, &address, &request, node.config().catch_up + ATTEMPT).await {
+            match ask_address(node, &address, request, patience).await {
                 Ok(PeerResponse::Index(_)) => return Ok(()),
+                // A cluster of an earlier version takes nodes in without that question.
+                Ok(PeerResponse::Refused(why))
+                    if matches!(request, PeerRequest::MayJoin { .. }) && why.starts_with(NO_SENSE) =>
+                {
+                    warn!(address, "runs a version of Quire that doesn't check who joins");
+                    return Ok(());
+                }
                 Ok(PeerResponse::Refused(why)) => return Err(format!("{address} refused: {why}")),
                 Ok(PeerResponse::NotLeader(Some(leader))) if !redirected => {
                     redirected = true;
@@ -453,6 +514,10 @@ pub async fn join_cluster(node: &Arc<Node>, addresses: &[String], voter: bool) -
 /// Starts a cluster together with the nodes at `addresses`, once `expect` of them (this one included) have
 /// met and none belongs to a cluster; the one with the lowest id does it. If one does belong to a cluster,
 /// this node joins that.
+///
+/// Voters of a first membership have votes and empty logs. So each is admitted before there is one, and only when none
+/// of the others has a cluster: a node whose disk was lost finds one that has, and is on its way to join then. And who
+/// starts the cluster waits until all are admitted, as it names nobody whose directory could still be a lost disk's.
 pub async fn bootstrap(
     node: &Arc<Node>,
     addresses: &[String],
@@ -462,14 +527,15 @@ pub async fn bootstrap(
     let mut complaint = Instant::now();
     loop {
         let mut met = std::collections::BTreeMap::from([(node.id(), node.peer().clone())]);
-        let mut exists = false;
+        let (mut exists, mut all_admitted) = (false, node.raft().is_admitted());
         for address in addresses {
             match ask_address(node, address, &PeerRequest::Hello, ATTEMPT).await {
-                Ok(PeerResponse::Hello { node_id, initialized, raft_addr, http_addr }) => {
+                Ok(PeerResponse::Hello { node_id, initialized, raft_addr, http_addr, admitted }) => {
                     if node_id == node.id() && raft_addr != node.peer().raft_addr {
                         return Err(format!("another node, at {raft_addr}, has the node id {node_id}, too"));
                     }
                     exists |= initialized && node_id != node.id();
+                    all_admitted &= admitted.unwrap_or(true);
                     met.insert(node_id, Peer { raft_addr, http_addr });
                 }
                 // A node that is just starting says so; it will be met in a moment.
@@ -482,6 +548,9 @@ pub async fn bootstrap(
             return Ok(());
         }
         if exists {
+            if !node.raft().is_admitted() {
+                return join_cluster(node, addresses, voter).await;
+            }
             // Either the lowest has just started the cluster with us in it, or there was one before.
             let mut status = node.raft().watch();
             let met = tokio::time::timeout(ATTEMPT, status.wait_for(|s| !s.voters.is_empty())).await;
@@ -491,7 +560,11 @@ pub async fn bootstrap(
                 join_cluster(node, addresses, voter).await
             };
         }
-        if met.len() >= expect && met.keys().next() == Some(&node.id()) {
+        if met.len() >= expect && !node.raft().is_admitted() {
+            admit(node).await?;
+            continue;
+        }
+        if met.len() >= expect && all_admitted && met.keys().next() == Some(&node.id()) {
             info!(nodes = ?met.keys().collect::<Vec<_>>(), "starting a cluster");
             return node.raft().initialize(met).await.map_err(|error| error.to_string());
         }

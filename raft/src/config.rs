@@ -27,6 +27,8 @@ pub struct RaftConfig {
     pub election_max: Duration,
     /// Size of one log segment file in bytes. Default 64 MiB.
     pub segment_bytes: u64,
+    /// A node whose log is empty takes nothing of Raft's from peers until [`crate::Raft::admit`]. Default false.
+    pub await_admission: bool,
     /// Bounds on memory and time.
     pub limits: Limits,
 }
@@ -86,6 +88,7 @@ impl RaftConfig {
             election_min: Duration::from_millis(1000),
             election_max: Duration::from_millis(2000),
             segment_bytes: 64 << 20,
+            await_admission: false,
             limits: Limits::default(),
         }
     }

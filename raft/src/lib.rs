@@ -21,6 +21,7 @@
 //! [`Raft::start`] spawns on the current tokio runtime. Each node has two more threads: the log writer (the only
 //! one that writes to the log) and the segment preparer (zero-fills spare segments ahead of need).
 
+mod admission;
 mod config;
 mod encode;
 mod error;

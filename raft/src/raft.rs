@@ -14,6 +14,7 @@ use openraft::errors::{
 use openraft::{ChangeMembers, ReadPolicy, SnapshotPolicy};
 use tokio::sync::{Semaphore, watch};
 
+use crate::admission::Admission;
 use crate::log::{self, LogOptions, LogStore};
 use crate::machine::Machine;
 use crate::net::client::Factory;
@@ -57,6 +58,7 @@ pub(crate) struct Inner {
     pub(crate) links: Arc<Links>,
     /// Members that the cluster was recovered without.
     pub(crate) given_up: BTreeSet<NodeId>,
+    admission: Arc<Admission>,
     pub(crate) room: Arc<Semaphore>,
     pub(crate) inflight: Arc<AtomicU64>,
     status: watch::Receiver<RaftStatus>,
@@ -162,6 +164,7 @@ impl Raft {
         check_applied(&applied, &log)?;
         let target = machine.clone();
         let given_up = recover::given_up(&config.dir, &log)?;
+        let admission = Arc::new(Admission::new(&config, &log, &applied)?);
         let bad_machine = |e: std::io::Error| StartError::StateMachine(e.to_string());
         let mut machine = Machine::new(machine, applied).map_err(bad_machine)?;
         machine.replay(&log).await.map_err(bad_machine)?;
@@ -195,6 +198,7 @@ impl Raft {
             append_window: limits.append_window_bytes,
             request_bytes: limits.request_bytes,
             given_up: given_up.clone(),
+            admission: admission.clone(),
             bodies: Arc::new(Semaphore::new(limits.requests_inflight_bytes)),
         };
         if let Some(endpoint) = endpoint.get() {
@@ -215,8 +219,20 @@ impl Raft {
         }
         let room = Arc::new(Semaphore::new(limits.inflight_bytes));
         let (inflight, admin) = (Arc::default(), tokio::sync::Mutex::new(()));
-        let inner =
-            Inner { config, core, log, machine, endpoint, links, given_up, room, inflight, status, admin };
+        let inner = Inner {
+            config,
+            core,
+            log,
+            machine,
+            endpoint,
+            links,
+            given_up,
+            admission,
+            room,
+            inflight,
+            status,
+            admin,
+        };
         Ok(Raft { inner: Arc::new(inner) })
     }
 
@@ -234,6 +250,19 @@ impl Raft {
     pub fn is_initialized(&self) -> bool {
         let s = self.status();
         s.term > 0 || s.last_log_index.is_some() || !s.voters.is_empty()
+    }
+
+    /// Whether this node takes part in Raft ([`RaftConfig::await_admission`]).
+    pub fn is_admitted(&self) -> bool {
+        self.inner.admission.is_admitted()
+    }
+
+    /// Lets this node take part in Raft from now on, also after a restart. The caller knows that no node has had its id
+    /// before, with another directory.
+    pub async fn admit(&self) -> Result<(), StartError> {
+        let admission = self.inner.admission.clone();
+        let stored = tokio::task::spawn_blocking(move || admission.admit()).await;
+        Ok(stored.map_err(|e| StartError::Raft(e.to_string()))??)
     }
 
     /// Forms a new cluster of the given voters (this node among them). Done once, on one of them; returns when the

@@ -8,7 +8,7 @@
 //! `part.judged` `run.admitted` (a large transaction has committed, and nothing is in the WAL yet)
 //! `apply.framed` `apply.indexed` `apply.published` `gate.decided`; where it gets a
 //! state from another one, `transfer.staged` (each frame of pages) `install.prepared` `install.published`
-//! `install.stored`.
+//! `install.stored`; and where it comes into a cluster `admission.stored`.
 
 /// Dies here if the environment says so.
 #[cfg(feature = "fault-points")]

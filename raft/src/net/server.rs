@@ -4,6 +4,7 @@
 //! - Each stream names its opener again, and each vote, heartbeat and append the node that it speaks for: all must
 //!   be the certificate's.
 //! - From a member that the cluster was recovered without only requests are taken, nothing of Raft.
+//! - The same from everybody while this node is not admitted (`admission.rs`).
 //! - A malformed frame closes its connection, with one log line; other connections don't notice.
 //! - Memory is bounded: connections, streams per connection (`endpoint.rs`), bytes of appends being handled per
 //!   stream, bytes of request bodies altogether.
@@ -24,6 +25,7 @@ use super::frame::{self, FrameError, FrameReader};
 use super::link::Links;
 use super::tls;
 use super::{bulk::Bulk, snapshot};
+use crate::admission::Admission;
 use crate::types::{Core, Vote};
 use crate::{NodeId, RequestHandler, StateMachine};
 
@@ -53,6 +55,7 @@ pub(crate) struct Server {
     pub(crate) request_bytes: usize,
     /// Members that the cluster was recovered without (`recover.rs`).
     pub(crate) given_up: BTreeSet<NodeId>,
+    pub(crate) admission: Arc<Admission>,
     pub(crate) bodies: Arc<Semaphore>,
 }
 
@@ -135,6 +138,10 @@ impl Server {
         }
         if self.given_up.contains(&peer) && !matches!(kind, StreamKind::Request) {
             return Err(gone("the cluster was recovered without this peer"));
+        }
+        // No answer at all, as if this node were down: nothing that counts as a vote or as having an entry.
+        if !self.admission.is_admitted() && !matches!(kind, StreamKind::Request) {
+            return Err(gone("this node is not admitted yet"));
         }
         match kind {
             StreamKind::Call => self.call(peer, send, recv).await,

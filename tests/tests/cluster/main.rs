@@ -15,6 +15,7 @@ mod hosts;
 mod http;
 mod judges;
 mod large;
+mod lost_disk;
 mod many;
 mod membership;
 mod outcomes;
