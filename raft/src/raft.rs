@@ -187,6 +187,8 @@ impl Raft {
                 return Err(StartError::Raft(e.to_string()));
             }
         };
+        let status_tx = Arc::new(watch::Sender::new(RaftStatus::of(&core)));
+        let status = status_tx.subscribe();
         let server = Server {
             core: core.clone(),
             handler,
@@ -199,13 +201,13 @@ impl Raft {
             request_bytes: limits.request_bytes,
             given_up: given_up.clone(),
             admission: admission.clone(),
+            node_id: config.node_id,
+            status: status.clone(),
             bodies: Arc::new(Semaphore::new(limits.requests_inflight_bytes)),
         };
         if let Some(endpoint) = endpoint.get() {
             tokio::spawn(Arc::new(server).run(endpoint));
         }
-        let status_tx = Arc::new(watch::Sender::new(RaftStatus::of(&core)));
-        let status = status_tx.subscribe();
         tokio::spawn(status::follow(core.clone(), status_tx));
         tracing::info!(node = config.node_id, addr = %endpoint.local_addr(), last = ?log.last(), "raft started");
         // What the core says of itself is right only from its first report on.

@@ -4,7 +4,8 @@
 //! - Each stream names its opener again, and each vote, heartbeat and append the node that it speaks for: all must
 //!   be the certificate's.
 //! - From a member that the cluster was recovered without only requests are taken, nothing of Raft.
-//! - The same from everybody while this node is not admitted (`admission.rs`).
+//! - The same from everybody while this node is not admitted (`admission.rs`), and while it votes alone: then it is the
+//!   only one who can lead, and what others say is another cluster's, of which a node with this id lost its disk.
 //! - A malformed frame closes its connection, with one log line; other connections don't notice.
 //! - Memory is bounded: connections, streams per connection (`endpoint.rs`), bytes of appends being handled per
 //!   stream, bytes of request bodies altogether.
@@ -18,7 +19,7 @@ use futures_util::{StreamExt, stream};
 use openraft::raft::StreamAppendError;
 use quinn::{Connection, Endpoint, Incoming, SendStream};
 use rustls::pki_types::CertificateDer;
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 
 use super::codec::{self, CALL_BYTES, Call, StreamKind};
 use super::frame::{self, FrameError, FrameReader};
@@ -27,7 +28,7 @@ use super::tls;
 use super::{bulk::Bulk, snapshot};
 use crate::admission::Admission;
 use crate::types::{Core, Vote};
-use crate::{NodeId, RequestHandler, StateMachine};
+use crate::{NodeId, RaftStatus, RequestHandler, StateMachine};
 
 const MAX_CONNECTIONS: usize = 512;
 /// Bulk streams served at a time; more wait for their turn.
@@ -56,6 +57,8 @@ pub(crate) struct Server {
     /// Members that the cluster was recovered without (`recover.rs`).
     pub(crate) given_up: BTreeSet<NodeId>,
     pub(crate) admission: Arc<Admission>,
+    pub(crate) node_id: NodeId,
+    pub(crate) status: watch::Receiver<RaftStatus>,
     pub(crate) bodies: Arc<Semaphore>,
 }
 
@@ -156,6 +159,19 @@ impl Server {
         }
     }
 
+    /// Checks that the sender of a message of Raft's speaks for itself, and that it may have something to say here.
+    pub(crate) fn hears(&self, vote: &Vote, peer: NodeId) -> Result<(), FrameError> {
+        let claimed = vote.leader_id().node_id;
+        if claimed != peer {
+            return Err(malformed(format!("a message that speaks for node {claimed}")));
+        }
+        let voters = &self.status.borrow().voters;
+        if voters.len() == 1 && voters.contains(&self.node_id) {
+            return Err(gone("this node votes alone"));
+        }
+        Ok(())
+    }
+
     async fn call(
         &self,
         peer: NodeId,
@@ -165,7 +181,7 @@ impl Server {
         let call = codec::read_call(within(TRANSFER, recv.one(CALL_BYTES)).await?)?;
         let answer = match call {
             Call::Append(req) => {
-                speaks_for(&req.vote, peer)?;
+                self.hears(&req.vote, peer)?;
                 let prev = req.prev_log_id;
                 let last = req.entries.last().map(|e| e.log_id).or(prev);
                 match self.core.append_entries(req).await {
@@ -174,18 +190,18 @@ impl Server {
                 }
             }
             Call::Vote(req) => {
-                speaks_for(&req.vote, peer)?;
+                self.hears(&req.vote, peer)?;
                 self.core.vote(req).await.map_or_else(|_| codec::stopped_answer(), |r| codec::vote_answer(&r))
             }
             Call::PreVote(req) => {
-                speaks_for(&req.vote, peer)?;
+                self.hears(&req.vote, peer)?;
                 self.core
                     .pre_vote(req)
                     .await
                     .map_or_else(|_| codec::stopped_answer(), |r| codec::vote_answer(&r))
             }
             Call::Transfer(req) => {
-                speaks_for(req.from_leader(), peer)?;
+                self.hears(req.from_leader(), peer)?;
                 let answer = self.core.handle_transfer_leader(req).await;
                 answer.map_or_else(|_| codec::stopped_answer(), |r| codec::transfer_answer(&r))
             }
@@ -193,7 +209,12 @@ impl Server {
         answer_with(&mut send, answer).await
     }
 
-    async fn appends(&self, peer: NodeId, mut send: SendStream, recv: FrameReader) -> Result<(), FrameError> {
+    async fn appends(
+        self: &Arc<Self>,
+        peer: NodeId,
+        mut send: SendStream,
+        recv: FrameReader,
+    ) -> Result<(), FrameError> {
         let max = self.append_frame;
         // Appends handed to the core and not answered yet, in bytes: a peer that ignores its own window waits.
         let window = Arc::new(Semaphore::new(self.append_window * 2));
@@ -201,9 +222,9 @@ impl Server {
         let held: Arc<Mutex<VecDeque<OwnedSemaphorePermit>>> = Arc::default();
         let broken: Arc<Mutex<Option<FrameError>>> = Arc::default();
         let input = {
-            let (held, broken) = (held.clone(), broken.clone());
+            let (server, held, broken) = (self.clone(), held.clone(), broken.clone());
             stream::unfold((recv, window.clone()), move |(mut recv, window)| {
-                let (held, broken) = (held.clone(), broken.clone());
+                let (server, held, broken) = (server.clone(), held.clone(), broken.clone());
                 async move {
                     let next = async {
                         let Some(len) = recv.length(max).await? else { return Ok(None) };
@@ -211,7 +232,7 @@ impl Server {
                             window.clone().acquire_many_owned((len as u32).min(limit)).await.map_err(gone)?;
                         let body = within(TRANSFER, recv.one(max)).await?;
                         let req = codec::read_append(body)?;
-                        speaks_for(&req.vote, peer)?;
+                        server.hears(&req.vote, peer)?;
                         held.lock().unwrap_or_else(|e| e.into_inner()).push_back(permit);
                         Ok(Some(req))
                     };
@@ -278,12 +299,6 @@ impl Drop for CloseOnDrop {
     fn drop(&mut self) {
         self.0.close();
     }
-}
-
-/// A node may speak for itself only.
-pub(crate) fn speaks_for(vote: &Vote, peer: NodeId) -> Result<(), FrameError> {
-    let claimed = vote.leader_id().node_id;
-    if claimed == peer { Ok(()) } else { Err(malformed(format!("a message that speaks for node {claimed}"))) }
 }
 
 fn peer_id(connection: &Connection) -> Option<NodeId> {

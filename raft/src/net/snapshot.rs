@@ -14,7 +14,7 @@ use quinn::SendStream;
 use super::codec::{StreamKind, offer, read_offer};
 use super::frame::{self, FrameError, FrameReader};
 use super::link::Link;
-use super::server::{Server, gone, speaks_for, within};
+use super::server::{Server, gone, within};
 use crate::NodeId;
 use crate::encode::{Malformed, Reader, put_vote};
 use crate::types::{C, Snapshot, Vote};
@@ -79,7 +79,7 @@ pub(crate) async fn receive(
     mut recv: FrameReader,
 ) -> Result<(), FrameError> {
     let (vote, snapshot) = read_offer(within(TRANSFER, recv.one(OFFER_BYTES)).await?)?;
-    speaks_for(&vote, peer)?;
+    server.hears(&vote, peer)?;
     // A new member knows nobody yet.
     if let Some(at) = snapshot.meta.last_membership.membership().get_node(&peer) {
         server.links.offered(peer, &at.raft_addr);

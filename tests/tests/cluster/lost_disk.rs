@@ -119,6 +119,44 @@ fn no_quorum(scene: &mut Scene) {
     write_some(scene);
 }
 
+/// It was started without --join, so it asks nobody, and begins a cluster of its own. The old one has nothing to do with it.
+#[test]
+fn a_first_node_that_lost_its_disk_stays_by_itself() {
+    if !have_app() {
+        return;
+    }
+    let mut scene = Scene::start(&[]);
+    scene.make_leader(2);
+    write_some(&scene);
+    let join = node(&scene, 2).raft.clone();
+    lose_disk(&mut scene, 1);
+    scene.test.cluster.start_node(1).unwrap();
+    let leads = |cluster: &LocalCluster| {
+        let node = cluster.node(1).unwrap();
+        node.status().is_some_and(|status| status["store"]["raft"]["state"] == "Leader")
+    };
+    scene.test.cluster.wait("node 1 to lead its own cluster", PATIENCE, leads).unwrap();
+    let own = raft(&scene, 1);
+    // Node 2 sends to it all the time, and so does who stands for election.
+    let mut app = scene.app(2);
+    (0..20).for_each(|_| scene.must_write(&mut app));
+    app.quit();
+    scene.test.cluster.kill(2).unwrap();
+    scene.restart(2);
+    let mut app = scene.app(2);
+    scene.must_write(&mut app);
+    app.quit();
+    let now = raft(&scene, 1);
+    for what in ["state", "term", "leader", "voters"] {
+        assert_eq!(now[what], own[what], "{what}: {now}");
+    }
+    assert_eq!(node(&scene, 1).voters(), Some(vec![1]));
+    // With --join it asks.
+    lose_disk(&mut scene, 1);
+    set_flags(&mut scene, 1, &["--log-segment-mib", "4", "--join", &join]);
+    is_refused(&mut scene, 1, "node id 1 is a voter");
+}
+
 /// Three nodes with the same flags.
 fn together() -> TestCluster {
     let mut test = TestCluster::prepare(3);
