@@ -42,13 +42,25 @@ pub(crate) async fn join(node: &Arc<Node>, id: NodeId, peer: Peer, voter: bool) 
 pub(crate) async fn may_join(node: &Arc<Node>, id: NodeId, peer: Peer) -> Result<(), RaftError> {
     let raft = node.raft();
     // Whoever knows of a vote may say no, also without a leader: the id has it still, or was removed since.
-    check_lost(&raft.status(), id)?;
+    check_lost(&raft.status(), id, &peer)?;
     raft.confirm_member(id).await?;
-    check_lost(&raft.status(), id)?;
+    check_lost(&raft.status(), id, &peer)?;
     check_newcomer(node, id, &peer).await
 }
 
-fn check_lost(status: &RaftStatus, id: NodeId) -> Result<(), RaftError> {
+/// Whoever is elsewhere has taken another member's id, it seems: nothing is to be removed for him.
+fn check_place(status: &RaftStatus, id: NodeId, peer: &Peer) -> Result<(), RaftError> {
+    match status.peers.get(&id) {
+        Some(known) if known != peer => Err(RaftError::Refused(format!(
+            "node id {id} belongs to the member at {}; give the new node an id of its own",
+            known.raft_addr
+        ))),
+        _ => Ok(()),
+    }
+}
+
+fn check_lost(status: &RaftStatus, id: NodeId, peer: &Peer) -> Result<(), RaftError> {
+    check_place(status, id, peer)?;
     let what = if status.voters.contains(&id) {
         "is a voter of this cluster"
     } else if status.replication.get(&id).is_some_and(|&has| has > 0) {
@@ -80,15 +92,7 @@ async fn check_newcomer(node: &Arc<Node>, id: NodeId, peer: &Peer) -> Result<(),
              --node-id that was never used, and an empty data directory"
         )));
     }
-    if let Some(known) = status.peers.get(&id)
-        && known != peer
-    {
-        return Err(RaftError::Refused(format!(
-            "node id {id} belongs to the member at {}; give the new node an id of its own",
-            known.raft_addr
-        )));
-    }
-    Ok(())
+    check_place(&status, id, peer)
 }
 
 /// A member says where it is, and whether it wants to vote.
