@@ -379,9 +379,7 @@ impl Node {
     /// Purges what no restart here needs any more and what lagging members are not left time for.
     async fn purge_log(&self) {
         let Some(durable) = self.machine.durable() else { return };
-        // Members that lag can get state instead; this node can't go on without room.
-        let retain = if self.disk_full().is_some() { 0 } else { self.config.log_retain_bytes };
-        let Some(upto) = self.raft().purge_point(durable.index, retain) else { return };
+        let Some(upto) = self.raft().purge_point(durable.index, self.config.log_retain_bytes) else { return };
         match self.raft().purge(upto).await {
             Ok(()) => info!(upto, log_bytes = self.raft().log_bytes(), "log purged"),
             Err(error) => warn!(upto, "log not purged: {error}"),
@@ -571,8 +569,7 @@ async fn checkpointer(node: Arc<Node>, mut asked: mpsc::UnboundedReceiver<crate:
                     database.watch_strangers();
                 }
                 let durable = node.machine.durable().map_or(0, |position| position.index);
-                // On a full disk a purge may be what makes room.
-                if node.raft().bytes_after(durable) <= MAX_REPLAY && node.disk_full().is_none() {
+                if node.raft().bytes_after(durable) <= MAX_REPLAY {
                     continue;
                 }
                 node.registry.open_ones()
