@@ -14,6 +14,18 @@ const LOOK: Duration = Duration::from_secs(1);
 /// How long a voter may take to say whether it has room.
 const PATIENCE: Duration = Duration::from_secs(2);
 
+/// The log may still have room, of what was purged, where the databases have none.
+const ROOM: u64 = 1 << 20;
+
+/// Why this node can't take more, if it can't.
+pub fn stuck(node: &Node) -> Option<String> {
+    node.raft().log_stuck().or_else(|| {
+        let dir = &node.config().data_dir;
+        let left = crate::load::free(dir).ok()?;
+        (left < ROOM).then(|| format!("{left} bytes are left for {}", dir.display()))
+    })
+}
+
 /// Hands the lead over whenever this node leads and its disk is full.
 pub async fn watch(node: Arc<Node>) {
     let mut look = interval(LOOK);
@@ -23,7 +35,7 @@ pub async fn watch(node: Arc<Node>) {
         look.tick().await;
         let leads = node.raft_status().state == ServerState::Leader;
         // Small transactions may still fit in, when larger ones are refused.
-        let Some(why) = node.raft().log_stuck().filter(|_| leads) else {
+        let Some(why) = stuck(&node).filter(|_| leads) else {
             said = false;
             continue;
         };

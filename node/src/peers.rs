@@ -3,6 +3,7 @@
 //! authenticated connections. What concerns writers, and so must be quick, stands in [`crate::forward`].
 
 use crate::command::{Command, DbId};
+use crate::full_disk;
 use crate::members;
 use crate::node::Node;
 use crate::sql::forward::{self as statements, Answer, Forward};
@@ -303,7 +304,7 @@ pub(crate) async fn serve(node: &Arc<Node>, request: PeerRequest) -> PeerRespons
         PeerRequest::Remove { node_id } => return members::serve_remove(node, node_id).await,
         PeerRequest::StepDown { to } => return raft.hand_over(to).await.map(drop).into(),
         PeerRequest::HasRoom => {
-            return node.raft().log_stuck().map_or(PeerResponse::Index(0), PeerResponse::Unavailable);
+            return full_disk::stuck(node).map_or(PeerResponse::Index(0), PeerResponse::Unavailable);
         }
         PeerRequest::CreateDatabase { name, page_size } => {
             let Some(page_size) = PageSize::new(page_size) else {
