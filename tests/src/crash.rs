@@ -413,7 +413,7 @@ impl Scene {
 
     /// Starts a node again and waits until it serves.
     pub fn restart(&mut self, node: u64) {
-        Scene::start_in(&mut self.test, self.network.as_ref(), node);
+        Network::start_node(self.network.as_ref(), &mut self.test.cluster, node).unwrap();
         self.wait_ready(node);
     }
 

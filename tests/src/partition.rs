@@ -1,21 +1,17 @@
 //! Scenes whose nodes can be cut off from each other: each in a network namespace of its own ([`crate::chaos::net`]), which
 //! needs root and /dev/net/tun. Apps and harness reach every node all the same.
 
-use crate::TestCluster;
 use crate::chaos::links::Link;
-use crate::chaos::net::{Network, address};
+use crate::chaos::net::Network;
 use crate::crash::{PATIENCE, Scene};
 use crate::hosts::skip;
-
-const HTTP_PORT: u16 = 4001;
-const RAFT_PORT: u16 = 4002;
 
 impl Scene {
     /// As [`Scene::start`], with nodes that can be cut off where that is possible; else it says so, and `CI=true` fails. The
     /// calling thread enters the network.
     pub fn start_apart(flags: &[&str]) -> Scene {
         let mut test = Scene::prepare(flags);
-        let network = match Network::start(1) {
+        let mut network = match Network::start(1) {
             Ok(network) => network,
             Err(why) => {
                 skip(&format!("partitions, which need root and /dev/net/tun: {why}"));
@@ -23,10 +19,10 @@ impl Scene {
                 return Scene::on(test);
             }
         };
-        let network = Scene::place(&mut test, network);
+        test.cluster.nodes.iter_mut().for_each(|node| network.place(node).unwrap());
         let voters: Vec<u64> = test.cluster.nodes.iter().map(|node| node.id).collect();
         for id in &voters {
-            Scene::start_in(&mut test, Some(&network), *id);
+            Network::start_node(Some(&network), &mut test.cluster, *id).unwrap();
             if *id == voters[0] {
                 test.cluster.wait_leader(PATIENCE).unwrap();
             }
@@ -38,26 +34,6 @@ impl Scene {
         let mut scene = Scene::on(test);
         scene.network = Some(network);
         scene
-    }
-
-    fn place(test: &mut TestCluster, mut network: Network) -> Network {
-        for node in &mut test.cluster.nodes {
-            let id = u8::try_from(node.id).unwrap();
-            network.add(id).unwrap();
-            node.http = format!("{}:{HTTP_PORT}", address(id));
-            node.raft = format!("{}:{RAFT_PORT}", address(id));
-        }
-        network
-    }
-
-    /// Starts a node's process where the node lives.
-    pub(crate) fn start_in(test: &mut TestCluster, network: Option<&Network>, id: u64) {
-        let place = network.and_then(|network| network.namespace(u8::try_from(id).unwrap()));
-        match place {
-            Some(namespace) => namespace.within(|| test.cluster.start_node(id)),
-            None => test.cluster.start_node(id),
-        }
-        .unwrap();
     }
 
     /// Whether nodes can be cut off.

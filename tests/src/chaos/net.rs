@@ -8,6 +8,7 @@ use super::links::Links;
 use super::tun;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sched::{CloneFlags, setns, unshare};
+use quire_node::cli::local::{LocalCluster, LocalNode};
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, BinaryHeap};
 use std::fs::File;
@@ -25,6 +26,10 @@ pub const HARNESS: u8 = 254;
 const QUEUE: usize = 20_000;
 /// How soon the switch notices that a node was added, or that it is to end.
 const IDLE_MS: u8 = 20;
+
+/// Where a node listens, in its place.
+const HTTP_PORT: u16 = 4001;
+const RAFT_PORT: u16 = 4002;
 
 /// A node's address.
 pub fn address(id: u8) -> String {
@@ -111,6 +116,23 @@ impl Network {
         let (namespace, device) = Namespace::create(id)?;
         self.shared.ports.lock().unwrap().insert(id, Arc::new(device));
         Ok(self.namespaces.entry(id).or_insert(namespace))
+    }
+
+    /// Makes a cluster's node its place, and gives it the addresses there.
+    pub fn place(&mut self, node: &mut LocalNode) -> anyhow::Result<()> {
+        let id = u8::try_from(node.id)?;
+        node.http = format!("{}:{HTTP_PORT}", address(id));
+        node.raft = format!("{}:{RAFT_PORT}", address(id));
+        self.add(id)?;
+        Ok(())
+    }
+
+    /// Starts a cluster's node in its place, or where the others are if there is no network.
+    pub fn start_node(network: Option<&Network>, cluster: &mut LocalCluster, id: u64) -> anyhow::Result<()> {
+        match network.and_then(|network| network.namespace(id as u8)) {
+            Some(namespace) => namespace.within(|| cluster.start_node(id)),
+            None => cluster.start_node(id),
+        }
     }
 
     /// A node's place.

@@ -3,7 +3,7 @@
 
 use super::clients::Place;
 use super::disk::{self, Disk};
-use super::net::{Network, address};
+use super::net::Network;
 use crate::hosts::skip;
 use nix::sys::signal::Signal;
 use quire_node::cli::local::LocalCluster;
@@ -17,8 +17,6 @@ use std::time::{Duration, Instant};
 /// How long the cluster may take for anything once all is healed, on a slow machine.
 pub const PATIENCE: Duration = Duration::from_secs(90);
 
-const HTTP_PORT: u16 = 4001;
-const RAFT_PORT: u16 = 4002;
 const FLAGS: [&str; 14] = [
     "--log-segment-mib",
     "1",
@@ -131,10 +129,7 @@ impl Nodes {
         }
         self.disks.insert(id, disk);
         if let Some(network) = &mut self.network {
-            let ip = address(u8::try_from(id)?);
-            node.http = format!("{ip}:{HTTP_PORT}");
-            node.raft = format!("{ip}:{RAFT_PORT}");
-            network.add(u8::try_from(id)?)?;
+            network.place(node)?;
         }
         Ok(id)
     }
@@ -155,12 +150,7 @@ impl Nodes {
 
     /// Starts a node, again or for the first time.
     pub fn start(&mut self, id: u64) -> anyhow::Result<()> {
-        let place = self.network.as_ref().and_then(|network| network.namespace(id as u8));
-        let cluster = &mut self.cluster;
-        match place {
-            Some(namespace) => namespace.within(|| cluster.start_node(id))?,
-            None => cluster.start_node(id)?,
-        }
+        Network::start_node(self.network.as_ref(), &mut self.cluster, id)?;
         self.down.remove(&id);
         Ok(())
     }
