@@ -13,11 +13,11 @@ use tracing::{debug, warn};
 const LOOK: Duration = Duration::from_secs(1);
 /// How long a voter may take to say whether it has room.
 const PATIENCE: Duration = Duration::from_secs(2);
-
-/// The log may still have room, of what was purged, where the databases have none.
+/// With less than this left on the disk, the databases have no room, though the log may have some, in segments that
+/// were purged.
 const ROOM: u64 = 1 << 20;
 
-/// Why this node can't take more, if it can't.
+/// Why this node is not the one to lead, if its disk is full.
 pub fn stuck(node: &Node) -> Option<String> {
     node.raft().log_stuck().or_else(|| {
         let dir = &node.config().data_dir;
