@@ -9,6 +9,7 @@ pub mod api;
 #[allow(missing_docs, reason = "clap shows the documentation of each flag; the types only group them")]
 pub mod args;
 pub(crate) mod blocking;
+pub(crate) mod checkpointer;
 pub mod cli;
 pub(crate) mod clock;
 pub mod command;

@@ -11,6 +11,7 @@
 //! ```
 
 use crate::access::{Access, AccessError};
+use crate::checkpointer::{self, checkpoint};
 use crate::command::DbId;
 use crate::config::{Config, Limits};
 use crate::consensus::Consensus;
@@ -43,18 +44,12 @@ use tracing::{error, info, warn};
 pub(crate) const IDENTITY_VERSION: &str = "quire data directory, version 1";
 /// How long an open may wait for the cluster.
 const OPEN_DEADLINE: Duration = Duration::from_secs(8);
-/// Databases that changed are checkpointed this often even if their WAL is short.
-const CHECKPOINT_INTERVAL: Duration = Duration::from_secs(60);
 /// How often databases are looked for that nobody uses.
 const CLOSE_INTERVAL: Duration = Duration::from_secs(5);
-/// How often the log is looked at.
-const LOG_INTERVAL: Duration = Duration::from_secs(2);
 /// How long a node that is told to stop waits for checkpoints that are under way.
 const CHECKPOINT_AT_STOP: Duration = Duration::from_secs(10);
 /// How long a node that is told to stop may take to purge its log.
 const PURGE_AT_STOP: Duration = Duration::from_secs(5);
-/// When a restart would have to read more log than this, in bytes, all that changed is checkpointed at once.
-const MAX_REPLAY: u64 = 256 << 20;
 
 /// A node can't start or go on.
 #[derive(Debug, thiserror::Error)]
@@ -341,7 +336,7 @@ impl Node {
             warn!(database = database.name, "fenced: {}", database.fenced().unwrap_or_default());
             database.ask_repair();
         }
-        tokio::spawn(checkpointer(node.clone(), asked));
+        tokio::spawn(checkpointer::run(node.clone(), asked));
         tokio::spawn(close_idle(node.clone()));
         tokio::spawn(follow_leadership(node.clone()));
         tokio::spawn(full_disk::watch(node.clone()));
@@ -376,8 +371,13 @@ impl Node {
         Ok(())
     }
 
+    /// How much of the log a restart would have to read.
+    pub(crate) fn bytes_to_replay(&self) -> u64 {
+        self.raft().bytes_after(self.machine.durable().map_or(0, |position| position.index))
+    }
+
     /// Purges what no restart here needs any more and what lagging members are not left time for.
-    async fn purge_log(&self) {
+    pub(crate) async fn purge_log(&self) {
         let Some(durable) = self.machine.durable() else { return };
         let Some(upto) = self.raft().purge_point(durable.index, self.config.log_retain_bytes) else { return };
         match self.raft().purge(upto).await {
@@ -528,7 +528,8 @@ impl Node {
         Ok(true)
     }
 
-    fn store_manifest(&self) {
+    /// Moves the manifest forward to what all databases have in their files.
+    pub(crate) fn store_manifest(&self) {
         if let Err(error) = self.machine.store_manifest() {
             error!("can't write the manifest: {error}");
         }
@@ -541,51 +542,6 @@ fn has_pages(name: &str, has: PageSize, wanted: Option<PageSize>) -> Result<(), 
     match wanted.filter(|wanted| *wanted != has) {
         Some(wanted) => Err(OpenError::Invalid(format!("{name} has pages of {has} bytes, not of {wanted}"))),
         None => Ok(()),
-    }
-}
-
-/// A checkpoint of a database that needs one. False if it is to be tried again.
-fn checkpoint(database: &Arc<Database>) -> bool {
-    database.checkpoint().unwrap_or_else(|error| {
-        warn!(database = database.name, "checkpoint: {error}");
-        false
-    })
-}
-
-/// Checkpoints databases that ask for it, and now and then all that changed.
-async fn checkpointer(node: Arc<Node>, mut asked: mpsc::UnboundedReceiver<crate::command::DbId>) {
-    let mut tick = tokio::time::interval(CHECKPOINT_INTERVAL);
-    let mut look = tokio::time::interval(LOG_INTERVAL);
-    loop {
-        let databases = tokio::select! {
-            id = asked.recv() => match id {
-                Some(id) => node.registry.get(id).into_iter().collect(),
-                None => return,
-            },
-            _ = tick.tick() => node.registry.open_ones(),
-            _ = look.tick() => {
-                for database in node.registry.open_ones() {
-                    database.watch_readers();
-                    database.watch_strangers();
-                }
-                let durable = node.machine.durable().map_or(0, |position| position.index);
-                if node.raft().bytes_after(durable) <= MAX_REPLAY {
-                    continue;
-                }
-                node.registry.open_ones()
-            }
-        };
-        let ours = node.clone();
-        let work = tokio::task::spawn_blocking(move || {
-            for database in databases.iter().filter(|database| !checkpoint(database)) {
-                ours.context.ask_again(database.id);
-            }
-            ours.store_manifest();
-        });
-        if let Err(error) = work.await {
-            error!("the checkpointer failed: {error}");
-        }
-        node.purge_log().await;
     }
 }
 

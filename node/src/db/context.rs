@@ -96,16 +96,6 @@ impl Context {
         let _ = unstaged.subscribe().wait_for(|bytes| *bytes < MAX_UNSTAGED).await;
     }
 
-    /// Asks for a checkpoint of a database again, after a pause: something was in its way.
-    pub fn ask_again(&self, id: DbId) {
-        const PAUSE: Duration = Duration::from_secs(1);
-        let checkpoints = self.checkpoints.clone();
-        self.spawn(async move {
-            tokio::time::sleep(PAUSE).await;
-            let _ = checkpoints.send(id);
-        });
-    }
-
     /// Waits until the log is on disk up to `index`. To be called on a blocking thread.
     pub fn wait_flushed(&self, index: u64, patience: Duration) -> bool {
         let Some(mut flushed) = self.flushed.get().cloned() else { return false };
