@@ -38,6 +38,13 @@ const MAX_QUEUE_BYTES: usize = 128 << 20;
 const MAX_BATCH: usize = 512;
 /// Bytes of requests in one transaction.
 const MAX_BATCH_BYTES: usize = 2 << 20;
+/// The shortest and the longest time to wait for the next one of those who were answered.
+const MIN_GAP: Duration = Duration::from_micros(100);
+const MAX_GAP: Duration = Duration::from_millis(2);
+/// The longest time to wait for all of them.
+const MAX_WAIT: Duration = Duration::from_millis(10);
+/// After so many times in vain, nobody is waited for in all but one of `2.pow(MAX_VAIN)` batches.
+const MAX_VAIN: u32 = 6;
 /// A thread without work keeps its connection for so long.
 const IDLE: Duration = Duration::from_secs(30);
 
@@ -86,8 +93,8 @@ struct Queue {
     jobs: VecDeque<(Job, usize)>,
     bytes: usize,
     is_running: bool,
-    /// The thread waits for a request.
-    is_waiting: bool,
+    /// The thread waits for this many requests.
+    wanted: Option<usize>,
     /// No more requests will come.
     is_over: bool,
 }
@@ -107,6 +114,36 @@ pub struct Place {
     pub sent: Arc<Sent>,
     /// Where nodes are asked.
     pub runtime: Handle,
+}
+
+/// A batch that was answered.
+#[derive(Debug, Default)]
+struct Batch {
+    requests: usize,
+    took: Duration,
+}
+
+/// Whether those who were answered are waited for.
+#[derive(Debug, Default)]
+struct Patience {
+    /// How often in a row it was in vain, up to [`MAX_VAIN`].
+    vain: u32,
+    /// Batches for which nobody is waited for.
+    rest: u32,
+}
+
+impl Patience {
+    fn is_left(&mut self) -> bool {
+        let is_left = self.rest == 0;
+        self.rest = self.rest.saturating_sub(1);
+        is_left
+    }
+
+    /// So many came of those who had been answered. If they were few, it is tried again later, and later each time.
+    fn learn(&mut self, came: usize, answered: usize) {
+        self.vain = if 2 * came >= answered { 0 } else { MAX_VAIN.min(self.vain + 1) };
+        self.rest = (1 << self.vain) - 1;
+    }
 }
 
 /// The writer of one database.
@@ -131,7 +168,7 @@ impl Writer {
     /// Whether nobody but the caller and its idle thread has a reference to it.
     pub fn is_unused(self: &Arc<Self>) -> bool {
         let queue = self.queue();
-        let is_idle = queue.jobs.is_empty() && (queue.is_waiting || !queue.is_running);
+        let is_idle = queue.jobs.is_empty() && (queue.wanted.is_some() || !queue.is_running);
         is_idle && Arc::strong_count(self) == 1 + usize::from(queue.is_running)
     }
 
@@ -168,7 +205,8 @@ impl Writer {
             queue.is_running = true;
         }
         // Waking is a system call; while the thread is at work, it will look by itself.
-        if std::mem::take(&mut queue.is_waiting) {
+        if queue.wanted.is_some_and(|wanted| queue.jobs.len() >= wanted) {
+            queue.wanted = None;
             drop(queue);
             self.arrived.notify_one();
         }
@@ -178,53 +216,63 @@ impl Writer {
     /// The thread.
     fn work(self: Arc<Self>) {
         let mut session = Session::new(&self);
-        let mut answered = 0;
-        while let Some(batch) = self.next_batch(answered) {
-            answered = batch.len();
+        let (mut last, mut patience) = (Batch::default(), Patience::default());
+        while let Some(batch) = self.next_batch(&last, &mut patience) {
+            last.requests = batch.len();
+            let began = Instant::now();
             // A bug fails the requests that it was met with, not the node.
             let run = std::panic::AssertUnwindSafe(|| session.run(batch));
             if std::panic::catch_unwind(run).is_err() {
                 error!(database = self.database.name, "a batch of requests failed by a bug");
                 session.close();
             }
+            last.took = began.elapsed();
         }
     }
 
-    /// Clients that write in unbroken sequence come back when they have been answered. A moment for those who just
-    /// were makes one batch of all, where otherwise two halves would take turns; it ends when nobody comes.
-    fn gather(&self, answered: usize) {
-        const STEP: Duration = Duration::from_micros(50);
-        const STEPS: usize = 10;
-        if answered < 4 {
+    /// Clients that write in unbroken sequence come back when they have been answered. Those who just were are waited
+    /// for while they come, which makes one batch of all: otherwise two halves take turns, at the price of twice as many
+    /// entries. A batch without its company costs about as much as one of all, so what the last one took is not too
+    /// long to wait for the next who comes.
+    fn gather(&self, last: &Batch, patience: &mut Patience) {
+        if !patience.is_left() {
             return;
         }
-        let mut waiting = self.waiting();
-        let expected = waiting + answered;
-        for _ in 0..STEPS {
-            std::thread::sleep(STEP);
-            let now = self.waiting();
-            if now >= expected || now == waiting {
-                return;
+        let gap = last.took.clamp(MIN_GAP, MAX_GAP);
+        let limit = Instant::now() + (2 * last.took).min(MAX_WAIT);
+        let mut queue = self.queue();
+        let there = queue.jobs.len();
+        let expected = (there + last.requests).min(MAX_BATCH);
+        while queue.jobs.len() < expected && queue.bytes < MAX_BATCH_BYTES {
+            if queue.is_over || Instant::now() >= limit {
+                break;
             }
-            waiting = now;
+            let before = queue.jobs.len();
+            queue.wanted = Some(expected);
+            queue = self.arrived.wait_timeout(queue, gap).unwrap_or_else(PoisonError::into_inner).0;
+            queue.wanted = None;
+            if queue.jobs.len() == before {
+                break;
+            }
         }
+        patience.learn(queue.jobs.len() - there, last.requests);
     }
 
     /// The next requests that share a transaction, after one of so many. `None` when there has been nothing to do
     /// for a while.
-    fn next_batch(&self, answered: usize) -> Option<Vec<Job>> {
-        self.gather(answered);
+    fn next_batch(&self, last: &Batch, patience: &mut Patience) -> Option<Vec<Job>> {
+        self.gather(last, patience);
         let mut queue = self.queue();
         while queue.jobs.is_empty() {
             if queue.is_over {
                 queue.is_running = false;
                 return None;
             }
-            queue.is_waiting = true;
+            queue.wanted = Some(1);
             let (guard, waited) =
                 self.arrived.wait_timeout(queue, IDLE).unwrap_or_else(PoisonError::into_inner);
             queue = guard;
-            queue.is_waiting = false;
+            queue.wanted = None;
             if waited.timed_out() && queue.jobs.is_empty() {
                 queue.is_running = false;
                 return None;
@@ -248,5 +296,32 @@ impl Writer {
             }
         }
         Some(batch)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// How often of so many batches somebody is waited for, if so many of 10 come back.
+    fn waits(patience: &mut Patience, batches: usize, came: usize) -> usize {
+        let mut waits = 0;
+        for _ in 0..batches {
+            if patience.is_left() {
+                waits += 1;
+                patience.learn(came, 10);
+            }
+        }
+        waits
+    }
+
+    #[test]
+    fn clients_that_do_not_come_back_are_seldom_waited_for() {
+        let mut patience = Patience::default();
+        assert_eq!(waits(&mut patience, 100, 10), 100);
+        assert_eq!(waits(&mut patience, 100, 5), 100);
+        assert!(waits(&mut patience, 1000, 4) <= 6 + 1000 / 64);
+        // Once they do, they are again, after a while.
+        assert!(waits(&mut patience, 1000, 10) >= 1000 - 64);
     }
 }
