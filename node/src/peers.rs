@@ -377,7 +377,8 @@ pub async fn ask_leader(
     let mut why = "there is no leader".to_string();
     while Instant::now() < deadline {
         let left = deadline.saturating_duration_since(Instant::now());
-        match attempt(node, &request, left, ATTEMPT).await {
+        // Boxed: several KiB, which every request that might come here would carry along, and copy, at each step.
+        match Box::pin(attempt(node, &request, left, ATTEMPT)).await {
             PeerResponse::Index(index) => return Ok(index),
             PeerResponse::Refused(why) => return Err(LeaderError::Refused(why)),
             PeerResponse::Unavailable(reason) => why = reason,
