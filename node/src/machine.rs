@@ -395,7 +395,8 @@ impl StateMachine for Machine {
     }
 
     fn room(&self) -> BoxFuture<'static, ()> {
-        Box::pin(Context::room(self.context.unstaged.clone()))
+        let context = self.context.clone();
+        Box::pin(async move { context.room().await })
     }
 
     fn fetch(&self, from: NodeId, snapshot: Bytes) -> BoxFuture<'static, io::Result<()>> {

@@ -106,8 +106,8 @@ pub trait StateMachine: Send + Sync + 'static {
     /// runtime thread and must be quick (queue the work). An error is fatal for the node.
     fn apply(&self, batch: Vec<Committed>) -> std::io::Result<()>;
 
-    /// Resolves when the state machine has room for more entries, which wait in the log meanwhile. Nothing else of
-    /// the node's may be needed for it.
+    /// Resolves when the state machine has room for more entries, which wait in the log meanwhile. It must come
+    /// to that without further entries.
     fn room(&self) -> BoxFuture<'static, ()> {
         Box::pin(std::future::ready(()))
     }
