@@ -513,9 +513,9 @@ impl Registry {
         Ok(true)
     }
 
-    /// The files of a database that was created at `position`, opened, but not known yet.
+    /// The files of a database that was created at `position`, opened, but not known yet. Blocks.
     pub fn prepare(
-        &self,
+        self: &Arc<Self>,
         position: LogPosition,
         name: &str,
         page_size: PageSize,
@@ -527,6 +527,7 @@ impl Registry {
                 io::Error::new(io::ErrorKind::ResourceBusy, "a dropped one of that name is still there");
             return Err(DbError::io(&path, "creating it")(busy));
         }
+        self.make_room();
         if !has_files(&path, id, page_size)? {
             create_files(&path, position, page_size)?;
         }
