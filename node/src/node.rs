@@ -266,7 +266,7 @@ impl Node {
     /// cluster yet; see [`Node::enter_cluster`].
     pub async fn start(config: Config) -> Result<Arc<Node>, NodeError> {
         let dir = config.data_dir.clone();
-        crate::limits::open_files();
+        let descriptors = crate::limits::open_files();
         let io = |path: &Path| {
             let path = path.to_owned();
             move |error| NodeError::Io { path, error }
@@ -298,7 +298,15 @@ impl Node {
             #[cfg(test)]
             sim: Default::default(),
         });
-        let registry = Arc::new(Registry::new(&dir.join("db"), context.clone(), config.keep)?);
+        let keep = config.keep.within(descriptors);
+        if keep.most < config.keep.most {
+            let most = keep.most;
+            warn!(
+                descriptors,
+                "keeping {most} databases open: more descriptors (LimitNOFILE) would allow for more"
+            );
+        }
+        let registry = Arc::new(Registry::new(&dir.join("db"), context.clone(), keep)?);
         // What a --socket-group of before could do in it, it may until the mode is set again.
         Access::check(registry.directory(), config.socket_group.is_some())?;
         access.share(&dir, registry.directory())?;
