@@ -172,7 +172,7 @@ pub struct NodeArgs {
     /// Checkpoint a database when its WAL holds this much [default: 16].
     #[arg(long, env = "QUIRE_CHECKPOINT_MIB", value_name = "MIB")]
     pub checkpoint_mib: Option<u64>,
-    /// Entries of a database that wait while an app on this node stands still, in MiB. For tests.
+    /// Entries that wait for workers, and of a database while an app on this node stands still, in MiB. For tests.
     #[arg(long, env = "QUIRE_QUEUE_MIB", value_name = "MIB", hide = true)]
     pub queue_mib: Option<usize>,
     /// Keep so many databases open at most, not counting those that are in use [default: 256].

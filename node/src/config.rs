@@ -44,7 +44,8 @@ pub struct Config {
     pub limits: Limits,
     /// A WAL with so many bytes of pages is checkpointed.
     pub checkpoint_bytes: u64,
-    /// Bytes of entries that wait in each database while an app keeps this node from applying them.
+    /// Bytes of entries that wait in each database while an app keeps this node from applying them, and of all together
+    /// while no app does.
     pub queue_bytes: usize,
     /// How many databases are kept open that nobody uses, and for how long.
     pub keep: Keep,

@@ -1,38 +1,49 @@
 //! A leader whose disk is full hands the lead over to a voter whose disk isn't: writes go on there. This node stays a
 //! member that lags, and catches up once it has room ([`quire_raft::Raft::log_stuck`]).
+//!
+//! The log and the databases may be on different disks, and the log may have room of its own on a disk that has none: in
+//! segments that were purged. So both are looked at, and a full one of either is what this node refuses to write for
+//! ([`Node::disk_full`]). The log tells by itself; the databases' disk is asked every second.
 
 use crate::node::Node;
 use crate::peers::{self, PeerRequest, PeerResponse};
 use quire_raft::{NodeId, ServerState};
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
+use tokio::task::spawn_blocking;
 use tokio::time::{MissedTickBehavior, interval};
 use tracing::{debug, warn};
 
-/// How often the leader looks at its disk.
+/// How often a node looks at its disk.
 const LOOK: Duration = Duration::from_secs(1);
 /// How long a voter may take to say whether it has room.
 const PATIENCE: Duration = Duration::from_secs(2);
-/// With less than this left on the disk, the databases have no room, though the log may have some, in segments that
-/// were purged.
+/// With less than this left on their disk, the databases have no room.
 const ROOM: u64 = 1 << 20;
 
 /// Why this node is not the one to lead, if its disk is full.
 pub fn stuck(node: &Node) -> Option<String> {
-    node.raft().log_stuck().or_else(|| {
-        let dir = &node.config().data_dir;
-        let left = crate::load::free(dir).ok()?;
-        (left < ROOM).then(|| format!("{left} bytes are left for {}", dir.display()))
-    })
+    node.raft().log_stuck().or_else(|| node.no_room())
 }
 
-/// Hands the lead over whenever this node leads and its disk is full.
+/// Why the databases in a directory have no room.
+fn no_room(databases: &Path) -> Option<String> {
+    let left = crate::load::free(databases).ok()?;
+    (left < ROOM).then(|| format!("{left} bytes are left for the databases in {}", databases.display()))
+}
+
+/// Looks at the databases' disk, and hands the lead over whenever this node leads and its disk is full.
 pub async fn watch(node: Arc<Node>) {
     let mut look = interval(LOOK);
     look.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let mut said = false;
     loop {
         look.tick().await;
+        let databases = node.registry().directory().to_owned();
+        // A disk that doesn't answer is none that is full.
+        let why = spawn_blocking(move || no_room(&databases)).await.ok().flatten();
+        node.set_no_room(why);
         let leads = node.raft_status().state == ServerState::Leader;
         // Small transactions may still fit in, when larger ones are refused.
         let Some(why) = stuck(&node).filter(|_| leads) else {

@@ -8,6 +8,11 @@
 //! A Raft snapshot is the manifest. A member that needs one gets each database's state from the leader
 //! ([`crate::transfer`]), as it is by then: at the manifest's position or after it. The entries in between, which come
 //! again, are left out as after a restart.
+//!
+//! Each state is installed as it comes, as a repair does it; the snapshot is once all are there, and what is installed
+//! then is the manifest. So a node that gets thousands of databases has no more of them open than any other. Should the
+//! snapshot not be installed after all, some are ahead of this node's log: what they have was committed, and it stands in a
+//! synced file until it is in the database's own ([`crate::db::install`]).
 
 use crate::command::{Command, DbId};
 use crate::db::DbError;
@@ -18,7 +23,7 @@ use crate::db::install::InstallError;
 use crate::db::registry::Registry;
 use crate::manifest::{Dropped, Manifest, ManifestError};
 use crate::node::Node;
-use crate::transfer::{self, Received};
+use crate::transfer;
 use bytes::Bytes;
 use futures_util::future::BoxFuture;
 use quire_raft::{AppliedState, Committed, LogPosition, NodeId, Payload, StateMachine, members_of};
@@ -27,7 +32,7 @@ use quire_vfs::format::{FormatError, PageSize};
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError, Weak};
 use std::time::Duration;
 use tokio::sync::watch;
 use tracing::{error, info};
@@ -76,10 +81,19 @@ pub struct Machine {
     taken: watch::Sender<Option<u64>>,
     /// The node, for transfers.
     node: OnceLock<Weak<Node>>,
-    /// New databases that a snapshot contains, until it is installed.
-    prepared: Mutex<BTreeMap<DbId, Arc<Database>>>,
-    /// States that were fetched for a snapshot, and from whom.
-    fetched: Mutex<Vec<(Arc<Database>, NodeId, Received)>>,
+    /// New databases that a snapshot contains, until their state has come.
+    prepared: Mutex<Prepared>,
+    /// One is no longer being opened.
+    opened: Condvar,
+    /// Databases whose state came for a snapshot that is not installed yet, and the entry up to which they have all.
+    fetched: Mutex<BTreeMap<DbId, u64>>,
+}
+
+#[derive(Debug, Default)]
+struct Prepared {
+    databases: BTreeMap<DbId, Arc<Database>>,
+    /// A thread is at the files of this one.
+    opening: Option<DbId>,
 }
 
 impl Machine {
@@ -113,6 +127,7 @@ impl Machine {
             taken,
             node: OnceLock::new(),
             prepared: Mutex::default(),
+            opened: Condvar::new(),
             fetched: Mutex::default(),
         })
     }
@@ -140,17 +155,76 @@ impl Machine {
     /// A database that a snapshot contains: the one that is there, or the files of a new one.
     fn prepare(&self, id: DbId, name: &str, page_size: PageSize) -> io::Result<Arc<Database>> {
         let known = self.context.runtime.block_on(self.registry.open(id)).map_err(io::Error::other)?;
-        let mut prepared = self.prepared();
-        if let Some(database) = known.or_else(|| prepared.get(&id).cloned()) {
+        if let Some(database) = known {
             return Ok(database);
         }
-        if self.registry.id_of(name).is_some() {
-            return Err(io::Error::other(format!("there is another database {name} here")));
+        {
+            let mut prepared = self.prepared();
+            // A fetch that was given up may still be at it.
+            while prepared.opening.is_some() {
+                prepared = self.opened.wait(prepared).unwrap_or_else(PoisonError::into_inner);
+            }
+            if let Some(database) = prepared.databases.get(&id).cloned() {
+                return Ok(database);
+            }
+            if self.registry.id_of(name).is_some() {
+                return Err(io::Error::other(format!("there is another database {name} here")));
+            }
+            prepared.opening = Some(id);
         }
+        // It may take its time: entries are taken meanwhile, and `/status` answers.
         let position = LogPosition { index: id.0, ..LogPosition::default() };
-        let database = self.registry.prepare(position, name, page_size).map_err(io::Error::other)?;
-        prepared.insert(id, database.clone());
-        Ok(database)
+        let database = self.registry.prepare(position, name, page_size).map_err(io::Error::other);
+        let mut prepared = self.prepared();
+        prepared.opening = None;
+        if let Ok(database) = &database {
+            prepared.databases.insert(id, database.clone());
+        }
+        drop(prepared);
+        self.opened.notify_all();
+        database
+    }
+
+    /// A database that was prepared, if it was, is one of this node's from now on. At no time is it neither: whoever looked
+    /// then would open its files a second time.
+    fn make_known(&self, id: DbId) {
+        let mut prepared = self.prepared();
+        while prepared.opening == Some(id) {
+            prepared = self.opened.wait(prepared).unwrap_or_else(PoisonError::into_inner);
+        }
+        if let Some(database) = prepared.databases.remove(&id) {
+            self.registry.insert(database);
+        }
+    }
+
+    /// Gets a database's state for a snapshot of `position`, and installs it.
+    async fn fetch_one(
+        self: &Arc<Self>,
+        node: &Arc<Node>,
+        from: NodeId,
+        position: LogPosition,
+        (id, page_size, name): (DbId, PageSize, String),
+    ) -> io::Result<()> {
+        // A database has since then what came for it, and no less.
+        if self.registry.contains(id) && self.fetched().get(&id).is_some_and(|at| *at >= position.index) {
+            return Ok(());
+        }
+        let (machine, this) = (self.clone(), name.clone());
+        let prepare = move || machine.prepare(id, &this, page_size);
+        let database = tokio::task::spawn_blocking(prepare).await.map_err(io::Error::other)??;
+        let failed = |why: String| io::Error::other(format!("{name}: {why}"));
+        let received = transfer::receive(node, &database, from, position.index).await;
+        let received = received.map_err(|error| failed(error.to_string()))?;
+        let as_of = install(node, &database, from, position.index, received).await.map_err(failed)?;
+        // So that it can be closed, and none of it has to be installed again.
+        let settled = tokio::task::spawn_blocking(move || database.checkpoint()).await;
+        if !matches!(settled, Ok(Ok(true))) {
+            let _ = self.context.checkpoints.send(id);
+        }
+        // Only now is it one that may be opened by others.
+        self.make_known(id);
+        self.fetched().insert(id, as_of);
+        Ok(())
     }
 
     /// Drops a database of which a snapshot says that it is gone. Should the snapshot not be installed after all, the
@@ -165,26 +239,26 @@ impl Machine {
 
     /// Removes what was prepared for a snapshot that came to nothing, and is not in the one that came after it.
     fn discard_prepared(&self, named: &BTreeSet<DbId>) -> Result<(), DbError> {
-        let mut prepared = self.prepared();
-        let stale: Vec<_> = prepared.keys().filter(|id| !named.contains(id)).copied().collect();
-        for database in stale.iter().filter_map(|id| prepared.remove(id)) {
+        let databases = &mut self.prepared().databases;
+        let stale: Vec<_> = databases.keys().filter(|id| !named.contains(id)).copied().collect();
+        for database in stale.iter().filter_map(|id| databases.remove(id)) {
             self.registry.discard(&database)?;
         }
         Ok(())
     }
 
-    fn prepared(&self) -> MutexGuard<'_, BTreeMap<DbId, Arc<Database>>> {
+    fn prepared(&self) -> MutexGuard<'_, Prepared> {
         self.prepared.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn fetched(&self) -> MutexGuard<'_, Vec<(Arc<Database>, NodeId, Received)>> {
+    fn fetched(&self) -> MutexGuard<'_, BTreeMap<DbId, u64>> {
         self.fetched.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// New databases that are on their way to this node, and how far their state has come.
     pub fn arriving(&self) -> Vec<(String, Progress)> {
         let prepared = self.prepared();
-        prepared.values().filter_map(|db| Some((db.name.clone(), db.status().transfer?))).collect()
+        prepared.databases.values().filter_map(|db| Some((db.name.clone(), db.status().transfer?))).collect()
     }
 
     /// The index of the last entry that was taken, as it moves.
@@ -229,8 +303,7 @@ impl Machine {
                 }
                 Ok(Command::CreateDatabase { name, page_size }) => {
                     // A snapshot that was not installed after all may have brought its files.
-                    let prepared = self.prepared().remove(&DbId(position.index));
-                    prepared.into_iter().for_each(|database| self.registry.insert(database));
+                    self.make_known(DbId(position.index));
                     let is_taken = state.dropped.iter().any(|gone| gone.has_name(&name, position.index));
                     if is_taken || !self.registry.create(position, &name, page_size)? {
                         info!(database = name, "exists already");
@@ -309,7 +382,7 @@ impl Machine {
         self.registry.manifest_names(&manifest.ids());
         fault::point("install.stored");
         let mut state = self.state();
-        self.prepared().clear();
+        self.prepared().databases.clear();
         state.taken = manifest.position;
         state.memberships.clear();
         state.dropped.clone_from(&manifest.dropped);
@@ -354,20 +427,21 @@ impl Machine {
     }
 }
 
-/// Installs a state; where entries came between, gets the rest of a newer one first.
+/// Installs a state; where entries came between, gets the rest of a newer one first. Returns the entry up to which the
+/// database has all then.
 async fn install(
     node: &Arc<Node>,
     database: &Arc<Database>,
     from: NodeId,
     at_least: u64,
-    mut received: Received,
-) -> Result<(), String> {
+    mut received: transfer::Received,
+) -> Result<u64, String> {
     const ATTEMPTS: usize = 20;
     const PAUSE: Duration = Duration::from_millis(500);
     let mut why = String::new();
     for _ in 0..ATTEMPTS {
         match database.install_incoming(&received).await {
-            Ok(()) => return Ok(()),
+            Ok(()) => return Ok(received.incoming.target.as_of),
             Err(InstallError::Db(error)) => return Err(error.to_string()),
             Err(error) => info!(database = database.name, "not installed: {error}"),
         }
@@ -395,14 +469,14 @@ impl StateMachine for Machine {
     }
 
     fn room(&self) -> BoxFuture<'static, ()> {
-        Box::pin(Context::room(self.context.unstaged.clone()))
+        let context = self.context.clone();
+        Box::pin(async move { context.room().await })
     }
 
     fn fetch(&self, from: NodeId, snapshot: Bytes) -> BoxFuture<'static, io::Result<()>> {
         let node = self.node();
         Box::pin(async move {
             let node = node?;
-            let mut fetched = Vec::new();
             let manifest = Manifest::decode(&snapshot).map_err(io::Error::other)?;
             let position = manifest.position.ok_or_else(|| io::Error::other("the snapshot is of nothing"))?;
             // Those that it doesn't name were dropped, by an entry that will not come any more.
@@ -416,34 +490,25 @@ impl StateMachine for Machine {
             let left = tokio::task::spawn_blocking(move || registry.wait_left());
             left.await.map_err(io::Error::other)?;
             node.machine().discard_prepared(&named).map_err(io::Error::other)?;
-            for (id, page_size, name) in manifest.databases {
-                let (machine, this) = (node.machine().clone(), name.clone());
-                let prepare = move || machine.prepare(id, &this, page_size);
-                let database = tokio::task::spawn_blocking(prepare).await.map_err(io::Error::other)??;
-                let received = transfer::receive(&node, &database, from, position.index).await;
-                let received = received.map_err(|error| io::Error::other(format!("{name}: {error}")))?;
-                fetched.push((database, from, received));
+            for described in manifest.databases {
+                node.machine().fetch_one(&node, from, position, described).await?;
             }
-            *node.machine().fetched() = fetched;
             Ok(())
         })
     }
 
     fn install(&self, state: AppliedState, snapshot: Bytes) -> BoxFuture<'static, io::Result<()>> {
-        let fetched = std::mem::take(&mut *self.fetched());
+        let at = state.position.map_or(0, |position| position.index);
+        let fetched: BTreeSet<_> =
+            self.fetched().iter().filter(|(_, as_of)| **as_of >= at).map(|(id, _)| *id).collect();
         let node = self.node();
         Box::pin(async move {
             let node = node?;
             let manifest = Manifest::decode(&snapshot).map_err(io::Error::other)?;
-            if fetched.len() != manifest.databases.len() {
-                return Err(io::Error::other("the snapshot's databases were not all received"));
-            }
-            for (database, from, received) in fetched {
-                let at_least = state.position.map_or(0, |position| position.index);
-                install(&node, &database, from, at_least, received).await.map_err(io::Error::other)?;
-                if !node.registry().contains(database.id) {
-                    node.registry().insert(database);
-                }
+            let lacks = |id: &&DbId| !fetched.contains(id) || !node.registry().contains(**id);
+            if let Some(id) = manifest.ids().iter().find(lacks) {
+                let why = format!("the snapshot's databases were not all received: {id} was not");
+                return Err(io::Error::other(why));
             }
             let installing = node.clone();
             let described = Manifest { databases: Vec::new(), ..manifest };
@@ -533,6 +598,27 @@ mod tests {
             assert_ne!(apply(&second, &rest[..1]), Some(2), "case {case}: the name was taken");
             assert_eq!(apply(&second, &rest[1..]), Some(4), "case {case}");
         }
+    }
+
+    /// Opening one that a snapshot brings takes as long as a stock writer likes. Whoever takes the log's entries waited for
+    /// that, whatever they were of, and so did `/status`.
+    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+    async fn entries_do_not_wait_for_another_database_to_be_opened_for_a_snapshot() {
+        let dir = tempfile::tempdir().unwrap();
+        let machine = Arc::new(machine(dir.path()));
+        machine.prepared().opening = Some(DbId(2));
+        assert_eq!(apply(&machine, &[(1, create())]), Some(1));
+        assert!(machine.arriving().is_empty());
+        // That very one is waited for: two threads would be at its files.
+        let ours = machine.clone();
+        let other = Command::CreateDatabase { name: "y".into(), page_size: PageSize::DEFAULT };
+        let created = tokio::task::spawn_blocking(move || apply(&ours, &[(2, other)]));
+        tokio::time::sleep(Duration::from_millis(50)).await;
+        assert!(!created.is_finished());
+        machine.prepared().opening = None;
+        machine.opened.notify_all();
+        created.await.unwrap();
+        assert_eq!(machine.registry.id_of("y"), Some(DbId(2)));
     }
 
     /// A transaction of one page on a database that has one, on top of `base`.

@@ -35,7 +35,7 @@ use quire_vfs::shim::vfs::SOCKET;
 use std::fs::{File, OpenOptions};
 use std::io;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, OnceLock};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::{Duration, Instant, SystemTime};
 use tokio::sync::{Semaphore, mpsc, watch};
 use tracing::{error, info, warn};
@@ -134,6 +134,8 @@ pub struct Node {
     ready: watch::Sender<bool>,
     started: SystemTime,
     started_at: Instant,
+    /// Why the databases have no room ([`full_disk`]).
+    no_room: Mutex<Option<String>>,
     life: u64,
     /// Places for requests to the leader that wait for a lease there.
     asking: Semaphore,
@@ -245,16 +247,26 @@ impl Node {
         self.consensus.status()
     }
 
-    /// Why nothing more can be written, if the disk is full.
+    /// Why nothing more can be written, if the disk of the log or of the databases is full.
     pub fn disk_full(&self) -> Option<String> {
-        self.consensus.disk_full()
+        self.consensus.disk_full().or_else(|| self.no_room())
+    }
+
+    /// Why the databases have no room, as of the last look at their disk.
+    pub fn no_room(&self) -> Option<String> {
+        self.no_room.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// What a look at the databases' disk has come to.
+    pub fn set_no_room(&self, why: Option<String>) {
+        *self.no_room.lock().unwrap_or_else(PoisonError::into_inner) = why;
     }
 
     /// Starts a node: locks and checks the directory, opens the databases, starts Raft. It isn't part of a
     /// cluster yet; see [`Node::enter_cluster`].
     pub async fn start(config: Config) -> Result<Arc<Node>, NodeError> {
         let dir = config.data_dir.clone();
-        crate::limits::open_files();
+        let descriptors = crate::limits::open_files();
         let io = |path: &Path| {
             let path = path.to_owned();
             move |error| NodeError::Io { path, error }
@@ -278,6 +290,7 @@ impl Node {
             repairs,
             checkpoint_bytes: config.checkpoint_bytes,
             queue_bytes: config.queue_bytes,
+            backlog: Default::default(),
             unstaged: watch::Sender::default(),
             flushed: OnceLock::new(),
             lease_timeout: config.lease_timeout,
@@ -285,7 +298,15 @@ impl Node {
             #[cfg(test)]
             sim: Default::default(),
         });
-        let registry = Arc::new(Registry::new(&dir.join("db"), context.clone(), config.keep)?);
+        let keep = config.keep.within(descriptors);
+        if keep.most < config.keep.most {
+            let most = keep.most;
+            warn!(
+                descriptors,
+                "keeping {most} databases open: more descriptors (LimitNOFILE) would allow for more"
+            );
+        }
+        let registry = Arc::new(Registry::new(&dir.join("db"), context.clone(), keep)?);
         // What a --socket-group of before could do in it, it may until the mode is set again.
         Access::check(registry.directory(), config.socket_group.is_some())?;
         access.share(&dir, registry.directory())?;
@@ -322,6 +343,7 @@ impl Node {
             ready: watch::Sender::new(false),
             started: SystemTime::now(),
             started_at: Instant::now(),
+            no_room: Mutex::default(),
             life: first_token(),
             asking: Semaphore::new(forward::MAX_ASKING),
             _lock: lock,
@@ -681,6 +703,7 @@ impl Node {
             ready: watch::Sender::new(false),
             started: SystemTime::now(),
             started_at: Instant::now(),
+            no_room: Mutex::default(),
             life: first_token(),
             asking: Semaphore::new(forward::MAX_ASKING),
             _lock: lock,

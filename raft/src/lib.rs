@@ -106,8 +106,8 @@ pub trait StateMachine: Send + Sync + 'static {
     /// runtime thread and must be quick (queue the work). An error is fatal for the node.
     fn apply(&self, batch: Vec<Committed>) -> std::io::Result<()>;
 
-    /// Resolves when the state machine has room for more entries, which wait in the log meanwhile. Nothing else of
-    /// the node's may be needed for it.
+    /// Resolves when the state machine has room for more entries, which wait in the log meanwhile. It must come
+    /// to that without further entries.
     fn room(&self) -> BoxFuture<'static, ()> {
         Box::pin(std::future::ready(()))
     }
@@ -117,8 +117,9 @@ pub trait StateMachine: Send + Sync + 'static {
     fn snapshot(&self) -> std::io::Result<(AppliedState, Bytes)>;
 
     /// Gets from node `from` whatever this node lacks of a state that it described, and keeps it, durably, for
-    /// [`StateMachine::install`]. It may take long, be dropped at any time, and be called again: what was there
-    /// already should not be sent twice. Entries are still handed over meanwhile.
+    /// [`StateMachine::install`]; or uses it already, as all of it is committed. It may take long, be dropped at any
+    /// time, and be called again: what was there already should not be sent twice. Entries are still handed over
+    /// meanwhile.
     fn fetch(&self, from: NodeId, snapshot: Bytes) -> BoxFuture<'static, std::io::Result<()>>;
 
     /// Makes what was fetched the state, durably; `state` is then what [`StateMachine::applied`] says. A crash at any

@@ -82,6 +82,9 @@ fn core_config(config: &RaftConfig) -> Result<openraft::Config, StartError> {
         max_payload_entries: 64,
         max_append_entries: Some(256),
         api_channel_size: Some(1024),
+        // Each commit that is seen is a command, and the core stands still while there is no place for one. The state
+        // machine may have no room for seconds, in which votes and heartbeats must go on.
+        state_machine_channel_size: Some(1 << 16),
         snapshot_policy: SnapshotPolicy::Never,
         // Purging is the caller's decision alone, see `Raft::purge`.
         max_in_snapshot_log_to_keep: u64::MAX,

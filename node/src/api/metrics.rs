@@ -98,7 +98,12 @@ fn collect(node: &Node) -> Vec<Family> {
             "gauge",
             flag(node.is_ready()),
         ),
-        one("quire_disk_full", "Whether the log can't grow.", "gauge", flag(node.disk_full().is_some())),
+        one(
+            "quire_disk_full",
+            "Whether the disk of the log or of the databases is full.",
+            "gauge",
+            flag(node.disk_full().is_some()),
+        ),
         one(
             "quire_removed",
             "Whether this node was removed from its cluster.",

@@ -1,5 +1,6 @@
 //! What all databases of a node share.
 
+use super::backlog::Backlog;
 use crate::blocking;
 use crate::command::DbId;
 use crate::leadership::Leadership;
@@ -23,8 +24,10 @@ pub struct Context {
     pub repairs: mpsc::UnboundedSender<DbId>,
     /// Bytes of pages after which a WAL counts as long.
     pub checkpoint_bytes: u64,
-    /// Bytes of entries that wait for an app that stands still, in each database.
+    /// Bytes of entries that wait for workers, in all databases together; and for an app that stands still, in each.
     pub queue_bytes: usize,
+    /// What waits for workers.
+    pub backlog: Backlog,
     /// Bytes of parts of large transactions that are yet to be staged.
     pub unstaged: watch::Sender<usize>,
     /// How far the log is on this node's disk, once Raft has started.
@@ -49,6 +52,7 @@ impl Context {
             repairs: mpsc::unbounded_channel().0,
             checkpoint_bytes: 1 << 20,
             queue_bytes: 1 << 20,
+            backlog: Backlog::default(),
             unstaged: watch::Sender::default(),
             flushed: OnceLock::new(),
             lease_timeout: Duration::from_secs(10),
@@ -87,13 +91,6 @@ impl Context {
     /// Whether a node that last did something at this time is up, as far as this leader can tell.
     pub fn hears(&self, node: u64, since: Instant) -> bool {
         node == self.node_id || self.leadership.hears(node, since)
-    }
-
-    /// Resolves when not too much waits to be staged, for which nothing but the disk is needed: read again from the
-    /// log, a large transaction would come faster than it is written.
-    pub async fn room(unstaged: watch::Sender<usize>) {
-        const MAX_UNSTAGED: usize = 32 << 20;
-        let _ = unstaged.subscribe().wait_for(|bytes| *bytes < MAX_UNSTAGED).await;
     }
 
     /// Waits until the log is on disk up to `index`. To be called on a blocking thread.

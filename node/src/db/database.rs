@@ -125,9 +125,14 @@ impl Work {
         }
     }
 
-    /// Bytes that it keeps in memory while it waits.
+    /// Bytes that it keeps in memory while it waits, if it is an entry.
     pub(super) fn held_bytes(&self) -> usize {
-        if let Work::Entry { body, .. } = self { body.len() } else { 0 }
+        match self {
+            Work::Entry { body, .. } => size_of::<Work>() + body.len(),
+            Work::Part(part) => size_of::<Work>() + part.held_bytes(),
+            Work::Void { .. } => size_of::<Work>(),
+            _ => 0,
+        }
     }
 }
 
@@ -150,6 +155,8 @@ pub(super) struct Pending {
 #[derive(Debug)]
 pub(super) struct Publishing {
     pub session: SessionId,
+    /// When the app was told.
+    pub since: Instant,
     /// The app said that it is done, or is gone.
     pub ended: bool,
     /// What the app was told.
@@ -209,6 +216,8 @@ pub(super) struct State {
     pub queue: VecDeque<Work>,
     /// Bytes of the entries in it.
     pub queued_bytes: usize,
+    /// It is among the long ones (`super::backlog`).
+    pub is_long: bool,
     /// Since when the worker waits for an app to let go of the gate lock.
     pub stuck: Option<Instant>,
     /// Entries were not kept, and the database has to get its state from another node.

@@ -1,5 +1,5 @@
-//! An app that stands still in a transaction on this node, stopped or swapped out, keeps the gate lock, and so the worker
-//! from publishing what other nodes write. They, and this node's other databases, go on. Entries wait in the queue, but
+//! An app that stands still in a transaction on this node, stopped or swapped out, keeps the worker from publishing what
+//! other nodes write: it has the gate lock, or is to publish its own transaction first. They, and this node's other databases, go on. Entries wait in the queue, but
 //! not without a bound: beyond it none of this database is kept any more, and the database is *behind*. It is
 //! fenced until the app goes on or dies; then its state comes from another node.
 //!
@@ -14,10 +14,10 @@ use std::fs::File;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 use tracing::warn;
 
-/// Who keeps the gate lock for longer stands still.
+/// Who keeps the worker from publishing for longer stands still.
 const PATIENCE: Duration = Duration::from_secs(2);
 
 /// What a database that is behind lacks.
@@ -49,8 +49,20 @@ pub(super) fn forget(database: &Path) {
 impl State {
     /// What keeps this node from applying what waits, if it is an app that stands still.
     pub(super) fn lagging(&self) -> Option<String> {
-        let since = self.stuck.map(clock::since).filter(|since| *since > PATIENCE)?.as_secs();
+        let since = self.stuck_since().map(clock::since).filter(|since| *since > PATIENCE)?.as_secs();
         Some(format!("an app on this node has stood still in a transaction for {since} s"))
+    }
+
+    /// Since when an app keeps the worker from publishing: by the gate lock, or because it was told to publish its own
+    /// transaction first.
+    fn stuck_since(&self) -> Option<Instant> {
+        let publishing = self.publishing.as_ref().filter(|publishing| !publishing.ended);
+        self.stuck.or(publishing.map(|publishing| publishing.since))
+    }
+
+    /// Whether an app stands still.
+    pub(super) fn stands_still(&self) -> bool {
+        self.stuck_since().is_some_and(|since| clock::since(since) > PATIENCE)
     }
 
     fn skip(&mut self, index: Option<u64>) {
@@ -70,10 +82,8 @@ impl Database {
     pub(super) fn keep(self: &Arc<Self>, state: &mut State, work: Work) {
         let bytes = work.held_bytes();
         let is_full = state.queued_bytes + bytes > self.context.queue_bytes;
-        // Without an app that stands still, the worker is about to make room.
-        if state.stuck.is_some_and(|since| clock::since(since) > PATIENCE)
-            && (is_full || state.behind.is_some())
-        {
+        // Without an app that stands still, the worker makes room, and that is waited for (`super::backlog`).
+        if state.stands_still() && (is_full || state.behind.is_some()) {
             if state.behind.is_none() {
                 self.fall_behind(state);
             }
@@ -81,6 +91,7 @@ impl Database {
         }
         state.queued_bytes += bytes;
         state.queue.push_back(work);
+        self.queue_changed(state);
     }
 
     /// Gives up what waits.
@@ -88,6 +99,7 @@ impl Database {
         let last = state.queue.iter().filter_map(Work::entry).max();
         state.queue.retain(|work| work.entry().is_none());
         state.queued_bytes = 0;
+        self.queue_changed(state);
         state.behind = Some(Behind { last: 0, is_recorded: false });
         state.skip(last);
         self.fence_for(
@@ -119,6 +131,6 @@ impl Database {
 
     /// Whether an app keeps the worker from publishing.
     pub fn stands_still(&self) -> bool {
-        self.state().stuck.is_some()
+        self.state().stuck_since().is_some()
     }
 }

@@ -20,6 +20,7 @@
 //! | [`dropping`] | what becomes of a database that is dropped |
 //! | [`export`] | a view as an ordinary SQLite file |
 //! | [`scrub`] | reads pages and compares them with their hashes |
+//! | [`backlog`] | what waits for workers, and keeps more from being taken from the log |
 //! | `lag` | what is kept of entries while an app stands still |
 //! | `strangers` | who writes past the gate |
 //! | [`incoming`] | `NAME.db-incoming`: a state on its way from another node |
@@ -28,6 +29,7 @@
 //! | [`ear`] | what the node says to one that writes |
 
 pub mod applier;
+pub mod backlog;
 pub mod checkpoint;
 pub mod closed;
 pub mod context;

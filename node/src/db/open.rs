@@ -158,6 +158,7 @@ impl Database {
             consistent_from: served.max(durable.target).max(published),
             queue: VecDeque::new(),
             queued_bytes: 0,
+            is_long: false,
             stuck: None,
             behind: is_behind.then_some(Behind { last: 0, is_recorded: true }),
             running: false,

@@ -391,6 +391,11 @@ impl PartWork {
         self.index
     }
 
+    /// Bytes that it keeps in memory once it is staged.
+    pub(super) fn held_bytes(&self) -> usize {
+        self.part.pages as usize * size_of::<(PageNo, u64)>()
+    }
+
     /// What the rule asks of it.
     pub(super) fn candidate(&self) -> Candidate {
         let PartWork { index, term, part: Part { base, lease_term, .. }, .. } = *self;

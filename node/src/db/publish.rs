@@ -298,8 +298,8 @@ impl Database {
         }
         self.remember(state, record);
         self.told(state, pending.session);
-        let entry = entry.clone();
-        state.publishing = Some(Publishing { session: pending.session, ended: false, record, entry });
+        let (entry, since) = (entry.clone(), clock::now());
+        state.publishing = Some(Publishing { session: pending.session, since, ended: false, record, entry });
         true
     }
 

@@ -68,6 +68,13 @@ pub struct Keep {
 }
 
 impl Keep {
+    /// No more than may be where the process may have so many descriptors: a quarter of them is for these databases.
+    pub fn within(self, descriptors: u64) -> Keep {
+        const EACH: u64 = 6;
+        let most = usize::try_from(descriptors / 4 / EACH).unwrap_or(usize::MAX);
+        Keep { most: self.most.min(most).max(1), ..self }
+    }
+
     /// So many are not closed for being idle.
     fn always(&self) -> usize {
         self.most.div_ceil(4)
@@ -513,9 +520,9 @@ impl Registry {
         Ok(true)
     }
 
-    /// The files of a database that was created at `position`, opened, but not known yet.
+    /// The files of a database that was created at `position`, opened, but not known yet. Blocks.
     pub fn prepare(
-        &self,
+        self: &Arc<Self>,
         position: LogPosition,
         name: &str,
         page_size: PageSize,
@@ -527,9 +534,22 @@ impl Registry {
                 io::Error::new(io::ErrorKind::ResourceBusy, "a dropped one of that name is still there");
             return Err(DbError::io(&path, "creating it")(busy));
         }
+        self.make_room();
         if !has_files(&path, id, page_size)? {
             create_files(&path, position, page_size)?;
         }
         Ok(Arc::new(Database::open(self.context.clone(), &path, id, name, page_size, false)?))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn few_descriptors_are_not_all_for_databases_that_nobody_uses() {
+        let keep = Keep { most: 256, idle: Duration::from_secs(300) };
+        let most = |descriptors| keep.within(descriptors).most;
+        assert_eq!((most(65_536), most(6144), most(1024), most(10)), (256, 256, 42, 1));
     }
 }

@@ -34,6 +34,7 @@ impl Database {
                 self.advance(&mut state);
                 return;
             };
+            self.queue_changed(&mut state);
             state = self.work(state, work);
         }
     }

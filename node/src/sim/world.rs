@@ -292,6 +292,7 @@ impl World {
             repairs,
             checkpoint_bytes: config.checkpoint_bytes,
             queue_bytes: config.queue_bytes,
+            backlog: Default::default(),
             unstaged: watch::Sender::default(),
             flushed: OnceLock::new(),
             lease_timeout: config.lease_timeout,

@@ -4,6 +4,7 @@
 //! The short form has 200 databases and 20 of them open, the long one (`QUIRE_MANY=long`, `QUIRE_LONG=1`) 5,000 and 256.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "tests")]
 
+use quire_node::cli::local::LocalCluster;
 use quire_node::cli::verify::verify;
 use quire_tests::hosts::{Host, Load, PATIENCE, Program, stock};
 use quire_tests::http::{get, ok, post};
@@ -11,6 +12,7 @@ use quire_tests::replicas::{database, steady};
 use quire_tests::{TestCluster, is_long, step};
 use serde_json::Value;
 use std::path::Path;
+use std::process::Command;
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
@@ -130,6 +132,64 @@ fn more_databases_than_are_kept_open() {
     step("drop", || dropped(&test, &size));
     step("strangers", || strangers(&test));
     report(&test, "end", &before, &size);
+}
+
+/// A new member gets the state of databases of which it may not have all open at the same time.
+#[test]
+fn a_member_with_few_descriptors_joins_many_databases() {
+    const DESCRIPTORS: usize = 300;
+    let databases = if is_long("QUIRE_MANY") { 2000 } else { 200 };
+    let keep = ["--max-open-databases", "8", "--idle-timeout-ms", "1000", "--http-threads", "2"];
+    let purge = ["--log-segment-mib", "1", "--log-retain-mib", "0", "--checkpoint-mib", "1"];
+    let mut test = steady(1, &[&keep[..], &purge[..]].concat());
+    step("create", || {
+        in_parallel(databases, |n| {
+            ok(&address(&test, 1), &format!("/db/create?db={}", name(n)), "");
+        });
+        in_parallel(databases, |n| write(&test, 1, n, 0));
+    });
+    // Has that database checkpointed, and the manifest stored.
+    let answer =
+        ok(&address(&test, 1), "/db/execute?db=db0", r#"["INSERT INTO t VALUES (randomblob(3000000))"]"#);
+    assert!(!answer.contains("error"), "{answer}");
+    // What is gone from the log comes as a snapshot: all that was created.
+    let purged = |cluster: &LocalCluster| {
+        let raft = cluster.node(1).unwrap().status().unwrap_or_default()["store"]["raft"].clone();
+        raft["purged_index"].as_u64() > Some(databases as u64)
+    };
+    test.cluster.wait("the log to be purged", PATIENCE, purged).unwrap();
+
+    let id = test.cluster.add().unwrap();
+    test.cluster.node_mut(id).unwrap().flags = test.cluster.node(1).unwrap().flags.clone();
+    let patience = PATIENCE * if is_long("QUIRE_MANY") { 10 } else { 2 };
+    let mut most = 0;
+    // Killed when it has some of them, it goes on.
+    for (what, least) in [("some", databases / 4), ("all", databases)] {
+        test.cluster.start_node(id).unwrap();
+        let pid = test.cluster.node(id).unwrap().pid().unwrap();
+        let limit = format!("--nofile={DESCRIPTORS}:{DESCRIPTORS}");
+        let limited = Command::new("prlimit").args(["--pid", &pid.to_string(), &limit]).status();
+        assert!(limited.unwrap().success());
+        step(what, || {
+            let known = |cluster: &LocalCluster| {
+                most = most.max(cost(&test, id).descriptors);
+                let status = cluster.node(id).unwrap().status().unwrap_or_default();
+                status["store"]["databases"].as_array().is_some_and(|all| all.len() >= least)
+            };
+            test.cluster.wait(&format!("{what} databases to come"), patience, known).unwrap();
+        });
+        if least < databases {
+            test.cluster.kill(id).unwrap();
+        }
+    }
+    println!("{most} descriptors at most");
+    let found = verify(&address(&test, 1), true, false, patience).unwrap();
+    assert!(found.identical, "{:?}\n{}", found.faults, test.cluster.logs(20));
+    assert!(found.databases.len() >= databases, "{}", found.databases.len());
+    let log = test.cluster.node(id).unwrap().log();
+    assert!(log.contains("receiving a snapshot") && !log.contains("Too many open files"), "{log}");
+    // And it is a member like any other.
+    write(&test, id, databases / 2, 1);
 }
 
 /// One more row for a database; its table is created in the first round.

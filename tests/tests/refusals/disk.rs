@@ -130,6 +130,57 @@ fn a_full_disk_moves_the_lead_and_serves_reads() {
     assert_identical(&test, "app", &["SELECT id, hex(b) FROM t"]);
 }
 
+/// The databases are on a disk of their own, and only that is full.
+#[test]
+fn a_full_disk_of_the_databases_alone_is_told() {
+    if !Program::Cli.is_here() {
+        return;
+    }
+    let mut test: TestCluster = steady_prepared(1, &[]);
+    let db = test.cluster.node(1).unwrap().dir.join("db");
+    let _small = match Small::mount(&db, 16) {
+        Ok(small) => small,
+        Err(why) if nix::unistd::geteuid().is_root() => return skip(&format!("can't mount a tmpfs: {why}")),
+        Err(why) => return eprintln!("skipped: only root may mount a small tmpfs: {why}"),
+    };
+    test.cluster.start().unwrap();
+    let mut host = Host::open(Program::Cli, &database(&test, 1, "app"));
+    host.sql("CREATE TABLE t(a)").unwrap();
+    host.sql("INSERT INTO t VALUES (1)").unwrap();
+    // Of the last MiB, half stays: what is small enough could still be written.
+    let left = nix::sys::statvfs::statvfs(&db).unwrap();
+    let left = left.blocks_available() * left.fragment_size();
+    let ballast = db.join("ballast");
+    std::fs::write(&ballast, vec![1; left as usize - (512 << 10)]).unwrap();
+    let metrics = |cluster: &LocalCluster| http(&cluster.node(1).unwrap().http, "GET", "/metrics", "").1;
+    let is_full = |cluster: &LocalCluster| {
+        let node = cluster.node(1).unwrap();
+        let (code, lines) = http(&node.http, "GET", "/readyz", "");
+        let status = node.status().unwrap_or_default();
+        let why = status["store"]["disk_full"].as_str().unwrap_or_default();
+        code == 503
+            && lines.contains("[-]disk ")
+            && why.contains("left for the databases in")
+            && metrics(cluster).contains("\nquire_disk_full 1\n")
+    };
+    test.cluster.wait("the node to say that its disk is full", PATIENCE, is_full).unwrap();
+    let why = host.sql("INSERT INTO t VALUES (2)").unwrap_err();
+    assert!(
+        why.contains("full") && host.log().contains("left for the databases in"),
+        "{why}\n{}",
+        host.log()
+    );
+    assert_eq!(host.sql("SELECT a FROM t").unwrap(), ["1"]);
+    std::fs::remove_file(&ballast).unwrap();
+    let has_room = |cluster: &LocalCluster| {
+        let status = cluster.node(1).unwrap().status().unwrap_or_default();
+        status["store"]["disk_full"].is_null() && metrics(cluster).contains("\nquire_disk_full 0\n")
+    };
+    test.cluster.wait("the node to find room again", PATIENCE, has_room).unwrap();
+    host.sql("INSERT INTO t VALUES (3)").unwrap();
+    assert_eq!(host.sql("SELECT a FROM t").unwrap(), ["1", "3"]);
+}
+
 /// What was received on a disk that is too small is kept; the rest comes once there is room, and meanwhile the source
 /// goes on committing.
 #[test]
