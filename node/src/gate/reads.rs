@@ -70,7 +70,7 @@ impl Confirmations {
             }
             let at = Instant::now();
             let request = PeerRequest::ReadIndex { confirm: true };
-            let reason = match peers::attempt(node, &request, ATTEMPT, ATTEMPT).await {
+            let reason = match Box::pin(peers::attempt(node, &request, ATTEMPT, ATTEMPT)).await {
                 PeerResponse::Index(index) => {
                     let confirmed = Confirmed { at, index };
                     *self.last.lock().unwrap_or_else(PoisonError::into_inner) = Some(confirmed);
