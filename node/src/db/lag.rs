@@ -1,7 +1,8 @@
 //! An app that stands still in a transaction on this node, stopped or swapped out, keeps the worker from publishing what
-//! other nodes write: it has the gate lock, or is to publish its own transaction first. They, and this node's other databases, go on. Entries wait in the queue, but
-//! not without a bound: beyond it none of this database is kept any more, and the database is *behind*. It is
-//! fenced until the app goes on or dies; then its state comes from another node.
+//! other nodes write: it has the gate lock, or is to publish its own transaction first. They, and this node's other
+//! databases, go on. Entries wait in the queue, but not without a bound: beyond it none of this database is kept any
+//! more, and the database is *behind*. It is fenced until the app goes on or dies; then its state comes from another
+//! node.
 //!
 //! That it is behind is put on disk, in the empty file `NAME.db-behind`. From then on the database doesn't keep the log
 //! from being purged, as it needs nothing of it. A node that is started and finds the file fences the database. It goes
