@@ -191,6 +191,10 @@ impl Cache {
         self.entries.get(usize::try_from(index.checked_sub(first)?).ok()?)
     }
 
+    fn first(&self) -> Option<u64> {
+        Some(self.entries.front()?.log_id.index())
+    }
+
     fn push(&mut self, e: Entry) {
         self.bytes += entry_bytes(&e);
         self.entries.push_back(e);
@@ -239,6 +243,13 @@ impl State {
     /// First index that may be in the log.
     pub(crate) fn first(&self) -> u64 {
         self.purged.map_or(0, |p| p.index + 1)
+    }
+
+    /// The first index at or after `from` of which there can be an entry: a log need not begin at [`State::first`] if it
+    /// was not purged, though none that Raft has written does otherwise.
+    pub(crate) fn begins(&self, from: u64) -> u64 {
+        let first = [self.places.first(), self.cache.first()].into_iter().flatten().min();
+        from.max(self.first()).max(first.unwrap_or_else(|| self.next()))
     }
 
     /// One above the last index.

@@ -165,7 +165,7 @@ impl LogReader {
     /// Finds the entries of `start..end`, clipped to the log, up to `max` bytes (but at least one).
     fn find(&self, start: u64, end: u64, max: usize) -> io::Result<Vec<Found>> {
         let s = self.shared.state();
-        let (start, end) = (start.max(s.first()), end.min(s.next()));
+        let (start, end) = (s.begins(start), end.min(s.next()));
         let mut found = Vec::new();
         let mut bytes = 0usize;
         for index in start..end {
@@ -175,9 +175,8 @@ impl LogReader {
                     Found::Ready(e.clone())
                 }
                 None => {
-                    // A log that doesn't start at 0 (only tests make one) has nothing here.
-                    let Some(place) = s.places.get(index) else { continue };
                     let lost = || io::Error::other(format!("entry {index} is not where it must be"));
+                    let place = s.places.get(index).ok_or_else(lost)?;
                     let position = s.terms.at(index).ok_or_else(lost)?;
                     let segment = s.segment(place.segment).ok_or_else(lost)?;
                     bytes = bytes.saturating_add(place.len as usize + record::HEADER_BYTES);

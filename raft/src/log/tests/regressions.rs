@@ -369,3 +369,33 @@ fn a_segment_of_number_0_is_refused() {
     let refused = open_small(&disk).map(drop).unwrap_err();
     assert!(matches!(refused, LogError::Damaged { offset: 0, .. }), "{refused}");
 }
+
+/// A log that was not purged, and begins far from 0: a read from the start looked at each index before its first entry.
+#[test]
+fn a_log_that_begins_late_is_read_at_once() {
+    const FIRST: u64 = 1 << 50;
+    let disk = SimDisk::default();
+    run(async {
+        let mut log = open(&disk).unwrap();
+        append(&mut log, (FIRST..FIRST + 300).map(|index| command(1, index, 100)).collect()).await.unwrap();
+        assert_eq!(all(&mut log).await.len(), 300);
+        close(log).await;
+        let mut log = open(&disk).unwrap();
+        assert_eq!(all(&mut log).await.len(), 300);
+        assert!(log.read_some(0, FIRST).await.unwrap().is_empty());
+        assert_eq!(log.read_some(FIRST + 299, u64::MAX).await.unwrap().len(), 1);
+        close(log).await;
+    });
+}
+
+/// Whoever removes the first segment of a log that was not purged has made a hole that must not be passed over.
+#[test]
+fn a_first_segment_that_is_gone_is_missed() {
+    let disk = SimDisk::default();
+    run(async { close(filled(&disk, 20).await).await });
+    let first = *segments(&disk).iter().min().unwrap();
+    disk.remove(&segment::file_name(first)).unwrap();
+    disk.sync_names().unwrap();
+    let refused = open_small(&disk).map(drop).unwrap_err();
+    assert!(matches!(refused, LogError::Damaged { .. }), "{refused}");
+}
