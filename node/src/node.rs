@@ -34,6 +34,7 @@ use quire_vfs::format::PageSize;
 use quire_vfs::shim::vfs::SOCKET;
 use std::fs::{File, OpenOptions};
 use std::io;
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::{Duration, Instant, SystemTime};
@@ -267,13 +268,10 @@ impl Node {
     pub async fn start(config: Config) -> Result<Arc<Node>, NodeError> {
         let dir = config.data_dir.clone();
         let descriptors = crate::limits::open_files();
-        let io = |path: &Path| {
-            let path = path.to_owned();
-            move |error| NodeError::Io { path, error }
-        };
         let access = Access::new(config.socket_group.as_deref())?;
-        std::fs::create_dir_all(&dir).map_err(io(&dir))?;
+        Access::make(&dir)?;
         Access::check(&dir, false)?;
+        Access::close(&dir)?;
         let lock = lock(&dir.join("lock"))?;
         let key = cluster_key(&config)?;
         let cluster_id = key.cluster_id();
@@ -612,7 +610,7 @@ async fn become_ready(node: Arc<Node>) {
 }
 
 pub(crate) fn lock(path: &Path) -> Result<Flock<File>, NodeError> {
-    let file = OpenOptions::new().create(true).truncate(false).write(true).open(path);
+    let file = OpenOptions::new().create(true).truncate(false).write(true).mode(0o600).open(path);
     let file = file.map_err(|error| NodeError::Io { path: path.to_owned(), error })?;
     Flock::lock(file, FlockArg::LockExclusiveNonblock).map_err(|_| NodeError::Locked(path.to_owned()))
 }
