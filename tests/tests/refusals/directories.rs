@@ -85,7 +85,13 @@ fn a_directory_serves_one_node_of_one_cluster_at_a_time() {
     another_key(&other);
     let identity = dir.join("identity");
     let named = identity.to_str().unwrap();
-    assert_refused("another node id", &dir, 7, &key, &[named, "another node than 7"]);
+    assert_refused(
+        "another node id",
+        &dir,
+        7,
+        &key,
+        &[named, "belongs to node 1, not to node 7", "--node-id 1"],
+    );
     assert_refused("another cluster", &dir, 1, &other, &[named, "another cluster"]);
 
     let good = std::fs::read_to_string(&identity).unwrap();
