@@ -143,6 +143,7 @@ fn main() -> std::io::Result<()> {
     frames("raft_wire", &[6], "raft-1-transfer-answers")?;
     kept("raft_wire", &[7], "membership-1")?;
     kept("raft_wire", &[8], "raft-1-snapshot-offer")?;
+    frames("raft_wire", &[9], "raft-1-snapshot-answers")?;
     for name in ["acquire", "propose", "release", "settle"] {
         kept("peer_proto", &[0], &format!("writers-1-{name}"))?;
     }
@@ -159,15 +160,17 @@ fn main() -> std::io::Result<()> {
     let mut pages = vec![6, 0, 3, 0, 0, 0, 2, 0, 0, 0, 4, 0, 0, 0, 7, 0, 0, 0];
     pages.resize(pages.len() + 1024, 9);
     write("peer_proto", "pages", &pages)?;
-    for (first, name) in [(0, "manifest-2"), (1, "side-file-2"), (2, "incoming-1")] {
-        kept("node_files", &[first, 0], name)?;
-        kept("node_files", &[first, 1], name).and_then(|()| {
-            std::fs::rename(
-                seeds.join("node_files").join(name),
-                seeds.join("node_files").join(format!("{name}-mended")),
-            )
-        })?;
-        kept("node_files", &[first, 0], name)?;
+    for (first, name) in [
+        (0, "manifest-2"),
+        (0, "manifest-3"),
+        (1, "side-file-2"),
+        (2, "incoming-1"),
+        (3, "identity-1"),
+        (4, "recovered-1"),
+    ] {
+        let bytes = std::fs::read(golden.join(name))?;
+        write("node_files", name, &[&[first, 0], &bytes[..]].concat())?;
+        write("node_files", &format!("{name}-mended"), &[&[first, 1], &bytes[..]].concat())?;
     }
 
     for (name, body) in [
@@ -216,6 +219,18 @@ fn main() -> std::io::Result<()> {
     write("request_options", "id", b"\x020123456789abcdef0123456789ABCDEF")?;
     write("request_options", "level", b"\x03 bounded:500ms ")?;
     write("request_options", "token", b"\x0318446744073709551615")?;
+    for (name, request) in [
+        ("own-page", "/db/execute\nhost:node:4001\norigin:http://node:4001\nsec-fetch-site:same-origin"),
+        ("usual-port", "https://node/db/execute\nhost:node:443\norigin:https://NODE\naccept-language:en"),
+        ("other-page", "/db/execute\nhost:node:4001\norigin:null\nsec-fetch-site:cross-site"),
+        ("rebound", "/db/query\nhost:[::1].evil.example:80\norigin:http://evil.example\nsec-fetch-mode:cors"),
+        (
+            "names",
+            "/\nhost:db.corp.example.:80\norigin:http://127.0.0.1\naccept-language:.localhost.local.internal",
+        ),
+    ] {
+        write("request_options", name, &[&[5u8][..], request.as_bytes()].concat())?;
+    }
     let page = quire_vfs::format::database::empty_database(quire_vfs::format::PageSize::DEFAULT);
     write("request_options", "header", &[&[4u8][..], &page[..100]].concat())?;
 

@@ -1,12 +1,16 @@
 //! What the fuzz targets run, one module each; its head says what it checks beyond "no panic".
 //!
 //! Parsers and state machines are taken as they stand in the crates, file by file, without the crates that they belong
-//! to: those would bring much to build under the sanitizer that is never run. So this crate poses as `quire_raft` too.
+//! to: those would bring much to build under the sanitizer that is never run. So this crate poses as `quire_raft` too, and
+//! as `axum` where that only hands on `http`.
 
 #![allow(dead_code, reason = "only a part of each source is run")]
 #![allow(unused_imports, reason = "as above")]
 
+extern crate self as axum;
 extern crate self as quire_raft;
+
+pub use ::http;
 
 pub mod capture_model;
 pub mod config;
@@ -51,6 +55,8 @@ mod error;
 mod log;
 #[path = "../../raft/src/position.rs"]
 mod position;
+#[path = "../../raft/src/recovered.rs"]
+mod recovered;
 #[path = "../../raft/src/types.rs"]
 mod types;
 #[path = "../../raft/src/net/buffer.rs"]
@@ -73,12 +79,16 @@ pub mod core;
 pub mod db;
 #[path = "../../node/src/forward/message.rs"]
 mod forward_message;
+#[path = "../../node/src/identity.rs"]
+pub mod identity;
 #[path = "../../node/src/manifest.rs"]
 pub mod manifest;
 #[path = "../../node/src/name.rs"]
 pub mod name;
 #[path = "../../node/src/api/params.rs"]
 mod query_params;
+#[path = "../../node/src/api/origin.rs"]
+mod request_origin;
 #[path = "../../node/src/splitter.rs"]
 mod script_splitter;
 pub mod sql;

@@ -5,11 +5,15 @@
 //! - **Side file**: hashes are as many as the durable slot says and make its checksum; records are in order.
 //! - **Incoming state**: opening ends; what is sealed has only pages that are there, whose images `check` proves; going on
 //!   with what was staged keeps only whole records.
+//! - **Identity** and **file of recoveries**: what is read is written as the same bytes, so that there is one way to say it;
+//!   of the second, a flipped bit anywhere and a cut are refused.
 
 use crate::command::DbId;
 use crate::db::incoming::{Incoming, Staging, incoming_path};
 use crate::db::{DbError, side_file};
+use crate::identity::Identity;
 use crate::manifest::Manifest;
+use crate::recovered;
 use quire_vfs::format::checksum::page_hash;
 use quire_vfs::format::{PageNo, PageSize};
 
@@ -20,10 +24,12 @@ pub fn run(data: &[u8]) {
     let Some((&[what, mend], body)) = data.split_first_chunk::<2>() else { return };
     let mut bytes = body.to_vec();
     let mend = mend % 2 == 1;
-    match what % 3 {
+    match what % 5 {
         0 => manifest(&mut bytes, mend),
         1 => side(&mut bytes, mend),
-        _ => incoming(&mut bytes, mend),
+        2 => incoming(&mut bytes, mend),
+        3 => identity(&bytes),
+        _ => recoveries(bytes, mend),
     }
 }
 
@@ -126,6 +132,31 @@ fn incoming(bytes: &mut Vec<u8>, mend: bool) {
     let staging = Staging::open(&db, ID, size).expect("it goes on");
     assert!(staging.len() == before || staging.len() == before + 1);
     staging.discard();
+}
+
+fn identity(bytes: &[u8]) {
+    let Ok(text) = std::str::from_utf8(bytes) else { return };
+    match Identity::decode(text) {
+        Ok(identity) => assert_eq!(identity.encode(), text),
+        Err(why) => assert!(why.contains("under a new id"), "no way out: {why}"),
+    }
+}
+
+fn recoveries(mut bytes: Vec<u8>, mend: bool) {
+    if mend {
+        let body = bytes.windows(6).rposition(|word| word == b"crc32 ").unwrap_or(bytes.len());
+        bytes.truncate(body);
+        bytes.extend(format!("crc32 {:08x}\n", crc32fast::hash(&bytes)).as_bytes());
+    }
+    let Ok(lines) = recovered::decode(&bytes) else { return };
+    assert_eq!(recovered::encode(&lines).as_bytes(), bytes);
+    // Of a long one, here and there.
+    for at in (0..bytes.len()).step_by(1 + bytes.len() / 512) {
+        let mut bad = bytes.clone();
+        bad[at] ^= 1 << (at % 8);
+        assert!(recovered::decode(&bad).is_err(), "byte {at}");
+        assert!(recovered::decode(&bytes[..at]).is_err(), "cut at {at}");
+    }
 }
 
 fn page_at(bytes: &[u8], at: usize) -> u32 {

@@ -1,4 +1,4 @@
-//! Raft's frames. The first byte chooses. Bodies (calls, appends, answers, memberships, snapshot offers): what decodes
+//! Raft's frames. The first byte chooses. Bodies (calls, appends, answers, memberships, snapshot offers and answers): what decodes
 //! encodes to what decodes to the same, a byte less or more is refused where the body has an end of its own, and no count makes
 //! more memory be taken than the frame is long (`-malloc_limit_mb`). Streams: however the bytes are cut into chunks, the same
 //! frames come out as by the lengths that stand there, and no length takes memory before its bytes have come.
@@ -12,7 +12,7 @@ use bytes::Bytes;
 pub fn run(data: &[u8]) {
     let Some((&what, body)) = data.split_first() else { return };
     let bytes = Bytes::copy_from_slice(body);
-    match what % 9 {
+    match what % 10 {
         0 => frames(body),
         1 => {
             if let Some(head) = body.first_chunk::<HELLO_BYTES>()
@@ -41,11 +41,18 @@ pub fn run(data: &[u8]) {
             let at = stored.log_id().as_ref().map(crate::types::position);
             Some(encode::membership(at, stored.membership()).to_vec())
         }),
-        _ => exact(&bytes, false, |b| {
+        8 => exact(&bytes, false, |b| {
             codec::read_offer(b).ok().map(|(vote, snapshot)| codec::offer(&vote, &snapshot).concat())
         }),
+        _ => {
+            let ends =
+                !matches!(codec::read_snapshot_answer(bytes.clone()), Ok(codec::SnapshotAnswer::Failed(_)));
+            exact(&bytes, ends, |b| {
+                codec::read_snapshot_answer(b).ok().map(|answer| codec::snapshot_answer(&answer).to_vec())
+            });
+        }
     }
-    if what % 9 == 2 {
+    if what % 10 == 2 {
         follow(&bytes);
     }
 }

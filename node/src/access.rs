@@ -1,10 +1,12 @@
 //! Who may touch a node's files: its own user, and, with `--socket-group`, the members of a group, who may
-//! then open the databases. Files are born with the right mode (by the umask), since SQLite makes some too.
+//! then open the databases. Files are born with the right mode (by the umask), since SQLite makes some too. The umask of a
+//! node with a group lets the group in, be it that one or the user's own; so what isn't a database's gets its mode by name.
 
 use nix::sys::stat::{Mode, umask};
 use nix::unistd::{Gid, Group, chown, geteuid};
+use std::fs::DirBuilder;
 use std::io;
-use std::os::unix::fs::{MetadataExt, PermissionsExt};
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
 /// Rights can't be set up.
@@ -65,6 +67,30 @@ impl Access {
         Ok(Access { group })
     }
 
+    /// Makes a directory that is missing, for the node's user alone.
+    pub fn make(path: &Path) -> Result<(), AccessError> {
+        let made = DirBuilder::new().recursive(true).mode(0o700).create(path);
+        made.map_err(|error| AccessError::Io { path: path.to_owned(), error })
+    }
+
+    /// Takes from others what they may do with what is the node's own in `data_dir`: earlier versions let the user's group in
+    /// where there was a `--socket-group`.
+    pub fn close(data_dir: &Path) -> Result<(), AccessError> {
+        for name in ["lock", "identity", "manifest", "manifest.new", "raft", "staging"] {
+            let path = data_dir.join(name);
+            let mode = match std::fs::symlink_metadata(&path) {
+                Ok(metadata) if metadata.is_symlink() => continue,
+                Ok(metadata) => metadata.mode() & 0o7777,
+                Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
+                Err(error) => return Err(AccessError::Io { path, error }),
+            };
+            if mode & 0o077 != 0 {
+                set_mode(&path, mode & 0o700)?;
+            }
+        }
+        Ok(())
+    }
+
     /// Refuses a directory in which others could put files of theirs in the place of the node's. Whoever may read files
     /// is decided by their own modes.
     pub fn check(path: &Path, group_may_write: bool) -> Result<(), AccessError> {
@@ -112,6 +138,26 @@ fn io_error(path: &Path) -> impl FnOnce(nix::errno::Errno) -> AccessError {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_is_the_nodes_own_is_closed_to_others() {
+        let dir = tempfile::tempdir().unwrap();
+        let mode = |path: &Path| std::fs::metadata(path).unwrap().mode() & 0o7777;
+        let data = dir.path().join("a/b");
+        Access::make(&data).unwrap();
+        assert_eq!(mode(&data), 0o700);
+        // Whatever the umask is, which belongs to the process.
+        crate::manifest::replace_file(&data.join("identity"), b"x").unwrap();
+        assert_eq!(mode(&data.join("identity")), 0o600);
+        assert_eq!(mode(&crate::load::staging(&data).unwrap()), 0o700);
+        Access::make(&data.join("raft")).unwrap();
+        Access::make(&data.join("db")).unwrap();
+        std::fs::write(data.join("manifest"), "x").unwrap();
+        let was = [("raft", 0o770), ("manifest", 0o664), ("db", 0o2770)];
+        was.iter().for_each(|(name, open)| set_mode(&data.join(name), *open).unwrap());
+        Access::close(&data).unwrap();
+        assert_eq!(was.map(|(name, _)| mode(&data.join(name))), [0o700, 0o600, 0o2770]);
+    }
 
     #[test]
     fn directories_that_others_may_change_are_refused_with_the_cure() {

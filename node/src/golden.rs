@@ -8,11 +8,12 @@ use crate::core::lease::Lease;
 use crate::db::incoming::{Incoming, Staging, Target, incoming_path};
 use crate::db::side_file::{Durable, Record, SideFile, Stamp, side_path};
 use crate::forward::message as writers;
+use crate::identity::Identity;
 use crate::manifest::{Dropped, Manifest};
 use crate::peers::{PeerRequest, PeerResponse};
 use crate::sql::forward as statements;
 use crate::sql::request::Kind;
-use crate::transfer::frames::{Ask, Offer};
+use crate::transfer::frames::{Ask, DONE, Offer, decode_pages, encode_hashes, encode_refusal, pages_frame};
 use bytes::Bytes;
 use files::golden;
 use quire_raft::LogPosition;
@@ -65,6 +66,13 @@ fn golden_entries() {
         let why = Command::decode(&newer.into()).unwrap_err().to_string();
         assert!(why.contains("version"), "{name}: {why}");
     }
+}
+
+#[test]
+fn golden_identity() {
+    let identity = Identity { cluster: *b"0123456789abcdef", node: 7 };
+    let kept = golden("identity-1", identity.encode().as_bytes());
+    assert_eq!(Identity::decode(std::str::from_utf8(&kept).unwrap()), Ok(identity));
 }
 
 #[test]
@@ -187,6 +195,15 @@ fn golden_transfer_and_statements() {
     let offer =
         Offer { page_size: 512, position: AT, as_of: 80, checksum: DbChecksum(9), pages: 6, differing: 5 };
     assert_eq!(Offer::decode(golden("transfer-1-state", &offer.encode()).into()).unwrap(), offer);
+    golden("transfer-1-hashes", &encode_hashes(&[1, 0, 1 << 63]));
+    let mut pages = pages_frame(&[PageNo(2), PageNo(6)], small());
+    pages.extend([7; 512]);
+    pages.extend([8; 512]);
+    let kept = golden("transfer-1-pages", &pages).into();
+    let read: Vec<_> = decode_pages(&kept, small(), 6).unwrap().collect();
+    assert_eq!(read, [(PageNo(2), &[7; 512][..]), (PageNo(6), &[8; 512][..])]);
+    golden("transfer-1-done", DONE);
+    golden("transfer-1-refused", &encode_refusal("no such database"));
     let mut newer = ask.encode().to_vec();
     newer[1] = 2;
     let why = Ask::decode(newer.into()).unwrap_err();

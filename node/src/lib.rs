@@ -23,6 +23,7 @@ pub mod full_disk;
 pub mod gate;
 #[cfg(test)]
 mod golden;
+pub mod identity;
 pub mod leadership;
 pub mod limits;
 pub mod load;

@@ -23,9 +23,9 @@ use quire_vfs::format::PageSize;
 use quire_vfs::gate::proto::Outcome;
 use rusqlite::backup::{Backup, StepResult};
 use rusqlite::{Connection, ErrorCode, OpenFlags};
-use std::fs::File;
+use std::fs::{DirBuilder, File};
 use std::io::{self, BufReader, Read, Write};
-use std::os::unix::fs::FileExt;
+use std::os::unix::fs::{DirBuilderExt, FileExt};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 use tempfile::TempDir;
@@ -104,7 +104,7 @@ pub fn staging(data_dir: &Path) -> io::Result<PathBuf> {
         Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
         _ => {}
     }
-    std::fs::create_dir_all(&path)?;
+    DirBuilder::new().mode(0o700).create(&path)?;
     Ok(path)
 }
 

@@ -20,6 +20,7 @@ use quire_vfs::format::{FormatError, PageSize, VersionError};
 use std::collections::BTreeSet;
 use std::fs::File;
 use std::io::{self, Write};
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 
 const MAGIC: &[u8; 8] = b"QUIREMAN";
@@ -214,10 +215,10 @@ impl Manifest {
     }
 }
 
-/// Gives a file this content, durably: whatever happens meanwhile, it has the old one or the new one.
+/// Gives a file this content, durably: whatever happens meanwhile, it has the old one or the new one. It is this user's alone.
 pub fn replace_file(path: &Path, content: &[u8]) -> io::Result<()> {
     let new = path.with_extension("new");
-    let mut file = File::create(&new)?;
+    let mut file = File::options().write(true).create(true).truncate(true).mode(0o600).open(&new)?;
     file.write_all(content)?;
     file.sync_all()?;
     std::fs::rename(&new, path)?;

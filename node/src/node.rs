@@ -23,6 +23,7 @@ use crate::forward;
 use crate::full_disk;
 use crate::gate::reads::Confirmations;
 use crate::gate::server::SocketError;
+use crate::identity::Identity;
 use crate::leadership::Leadership;
 use crate::machine::{Machine, MachineError};
 use crate::members;
@@ -34,14 +35,13 @@ use quire_vfs::format::PageSize;
 use quire_vfs::shim::vfs::SOCKET;
 use std::fs::{File, OpenOptions};
 use std::io;
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::{Duration, Instant, SystemTime};
 use tokio::sync::{Semaphore, mpsc, watch};
 use tracing::{error, info, warn};
 
-/// The first line of the identity file.
-pub(crate) const IDENTITY_VERSION: &str = "quire data directory, version 1";
 /// How long an open may wait for the cluster.
 const OPEN_DEADLINE: Duration = Duration::from_secs(8);
 /// How often databases are looked for that nobody uses.
@@ -267,17 +267,14 @@ impl Node {
     pub async fn start(config: Config) -> Result<Arc<Node>, NodeError> {
         let dir = config.data_dir.clone();
         let descriptors = crate::limits::open_files();
-        let io = |path: &Path| {
-            let path = path.to_owned();
-            move |error| NodeError::Io { path, error }
-        };
         let access = Access::new(config.socket_group.as_deref())?;
-        std::fs::create_dir_all(&dir).map_err(io(&dir))?;
+        Access::make(&dir)?;
         Access::check(&dir, false)?;
+        Access::close(&dir)?;
         let lock = lock(&dir.join("lock"))?;
         let key = cluster_key(&config)?;
         let cluster_id = key.cluster_id();
-        identity(&dir.join("identity"), &cluster_id, config.node_id)?;
+        identity(&dir.join("identity"), Identity { cluster: cluster_id, node: config.node_id })?;
         sql::register()?;
 
         let (checkpoints, asked) = mpsc::unbounded_channel();
@@ -612,7 +609,7 @@ async fn become_ready(node: Arc<Node>) {
 }
 
 pub(crate) fn lock(path: &Path) -> Result<Flock<File>, NodeError> {
-    let file = OpenOptions::new().create(true).truncate(false).write(true).open(path);
+    let file = OpenOptions::new().create(true).truncate(false).write(true).mode(0o600).open(path);
     let file = file.map_err(|error| NodeError::Io { path: path.to_owned(), error })?;
     Flock::lock(file, FlockArg::LockExclusiveNonblock).map_err(|_| NodeError::Locked(path.to_owned()))
 }
@@ -641,39 +638,30 @@ fn cluster_key(config: &Config) -> Result<ClusterKey, NodeError> {
 }
 
 /// Checks that the directory belongs to this node of this cluster; a new directory is taken into possession.
-fn identity(path: &Path, cluster_id: &[u8; 16], node_id: u64) -> Result<(), NodeError> {
-    const VERSION: &str = IDENTITY_VERSION;
+fn identity(path: &Path, expected: Identity) -> Result<(), NodeError> {
     let io = |error| NodeError::Io { path: path.to_owned(), error };
     let bad = |reason: String| NodeError::Identity { path: path.to_owned(), reason };
-    let cluster: String = cluster_id.iter().map(|byte| format!("{byte:02x}")).collect();
-    let expected = format!("{VERSION}\ncluster {cluster}\nnode {node_id}\n");
     let found = match std::fs::read_to_string(path) {
         Ok(found) => found,
         Err(error) if error.kind() == io::ErrorKind::NotFound => {
-            return crate::manifest::replace_file(path, expected.as_bytes()).map_err(io);
+            return crate::manifest::replace_file(path, expected.encode().as_bytes()).map_err(io);
         }
         Err(error) => return Err(io(error)),
     };
-    if found == expected {
-        return Ok(());
-    }
-    let mut lines = found.lines();
-    let first = lines.next().unwrap_or_default();
-    if first != VERSION {
-        return Err(bad(format!(
-            "this build of Quire reads a {VERSION:?}, but it says {first:?}: run the version of Quire that made the \
-             directory, or remove this node from the cluster and let the machine join again under a new id"
-        )));
-    }
-    if lines.next() != Some(&format!("cluster {cluster}")) {
+    let found = Identity::decode(&found).map_err(bad)?;
+    if found.cluster != expected.cluster {
         return Err(bad("this data directory belongs to another cluster (or the cluster key is another); \
                         use that cluster's key, or an empty directory"
             .into()));
     }
-    Err(bad(format!(
-        "this data directory belongs to another node than {node_id}: it says {:?}",
-        lines.next()
-    )))
+    if found.node != expected.node {
+        let (ours, theirs) = (expected.node, found.node);
+        return Err(bad(format!(
+            "this data directory belongs to node {theirs}, not to node {ours}: start it with --node-id {theirs}, or use an \
+             empty directory"
+        )));
+    }
+    Ok(())
 }
 
 #[cfg(test)]

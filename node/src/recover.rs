@@ -1,8 +1,9 @@
 //! Recovery of a cluster whose quorum is gone for good, on a survivor's data directory. What is done to the Raft log
 //! stands in [`quire_raft::recover`]; here is what a node's directory adds: its lock, its identity, its manifest.
 
+use crate::identity::Identity;
 use crate::manifest::Manifest;
-use crate::node::{IDENTITY_VERSION, NodeError, lock};
+use crate::node::{NodeError, lock};
 use nix::fcntl::Flock;
 use quire_raft::AppliedState;
 use quire_raft::recover::{RecoverError, Recovery};
@@ -39,13 +40,9 @@ impl Survivor {
     pub async fn open(dir: &Path, node_id: Option<u64>) -> Result<Survivor, Error> {
         let identity = dir.join("identity");
         // First, so that nothing is made where no node was.
-        let (cluster_id, node) = match std::fs::read_to_string(&identity) {
-            Ok(text) => parse(&text).ok_or_else(|| {
-                Error::Directory(format!(
-                    "{}: not the identity of a node of this version of Quire",
-                    identity.display()
-                ))
-            })?,
+        let found = match std::fs::read_to_string(&identity) {
+            Ok(text) => Identity::decode(&text)
+                .map_err(|why| Error::Directory(format!("{}: {why}", identity.display())))?,
             Err(error) if error.kind() == io::ErrorKind::NotFound => {
                 return Err(Error::Directory(format!(
                     "{} is no node's data directory (there is no file identity in it); nothing to recover",
@@ -54,6 +51,7 @@ impl Survivor {
             }
             Err(error) => return Err(NodeError::Io { path: identity, error }.into()),
         };
+        let Identity { cluster, node } = found;
         if let Some(expected) = node_id.filter(|&id| id != node) {
             return Err(Error::Directory(format!(
                 "{} belongs to node {node}, not to node {expected}",
@@ -73,40 +71,7 @@ impl Survivor {
             .map_err(|error| Error::Directory(format!("{}: {error}", path.display())))?;
         let membership = (!manifest.membership.is_empty()).then(|| manifest.membership.into());
         let applied = AppliedState { position: manifest.position, membership, ahead: manifest.ahead };
-        let recovery = Recovery::open(&dir.join("raft"), cluster_id, node, &applied).await?;
-        let cluster_id = cluster_id.iter().map(|byte| format!("{byte:02x}")).collect();
-        Ok(Survivor { cluster_id, recovery, _lock: held })
-    }
-}
-
-/// The cluster and the node of an identity file.
-fn parse(text: &str) -> Option<([u8; 16], u64)> {
-    let mut lines = text.lines();
-    if lines.next() != Some(IDENTITY_VERSION) {
-        return None;
-    }
-    let hex = lines.next()?.strip_prefix("cluster ")?;
-    if hex.len() != 32 || !hex.bytes().all(|b| b.is_ascii_hexdigit()) {
-        return None;
-    }
-    let mut cluster = [0; 16];
-    for (i, byte) in cluster.iter_mut().enumerate() {
-        *byte = u8::from_str_radix(hex.get(2 * i..2 * i + 2)?, 16).ok()?;
-    }
-    Some((cluster, lines.next()?.strip_prefix("node ")?.parse().ok()?))
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn identities() {
-        let text = format!("{IDENTITY_VERSION}\ncluster 000102030405060708090a0b0c0d0eff\nnode 7\n");
-        let (cluster, node) = parse(&text).unwrap();
-        assert_eq!((cluster[1], cluster[15], node), (1, 255, 7));
-        for bad in ["", "x\ny\nz", &text[..40], &text.replace("ff", "fx"), &text.replace('7', "x")] {
-            assert!(parse(bad).is_none(), "{bad:?}");
-        }
+        let recovery = Recovery::open(&dir.join("raft"), cluster, node, &applied).await?;
+        Ok(Survivor { cluster_id: found.cluster_id(), recovery, _lock: held })
     }
 }

@@ -12,8 +12,8 @@ use crate::db::incoming::{Incoming, Staging, Target};
 use crate::db::scrub::forget_dirty;
 use crate::db::view::View;
 use crate::node::Node;
-use bytes::{BufMut, Bytes, BytesMut};
-use frames::{Ask, Offer, decode_pages};
+use bytes::Bytes;
+use frames::{Ask, DONE, Offer, decode_pages, encode_hashes, encode_refusal, pages_frame};
 use quire_raft::{Bulk, NodeId, RequestError};
 use quire_vfs::fault;
 use quire_vfs::format::PageNo;
@@ -82,9 +82,7 @@ pub async fn serve(node: &Arc<Node>, peer: NodeId, mut stream: Bulk) {
         Err(TransferError::Network(error)) => debug!(peer, "transfer: {error}"),
         Err(error) => {
             debug!(peer, "transfer refused: {error}");
-            let mut refusal = BytesMut::from(&[5u8][..]);
-            refusal.put_slice(error.to_string().as_bytes());
-            let _ = stream.send(vec![refusal.freeze()]).await;
+            let _ = stream.send(vec![encode_refusal(&error.to_string())]).await;
         }
     }
     stream.finish();
@@ -174,22 +172,19 @@ fn read_out(
     frames.blocking_send(vec![offer.encode()]).map_err(lost)?;
     let mut image = vec![0; size.bytes()];
     for pages in differing.chunks((PAGES / size.bytes()).max(1)) {
-        let mut frame = BytesMut::with_capacity(8 + pages.len() * (4 + size.bytes()));
-        frame.put_slice(&[3, 0, 0, 0]);
-        frame.put_u32_le(pages.len() as u32);
-        pages.iter().for_each(|page| frame.put_u32_le(page.0));
+        let mut frame = pages_frame(pages, size);
         for page in pages {
             if !view.is_sound(*page, &mut image)? {
                 database.damaged(*page, index);
                 let why = format!("its page {page} is damaged");
                 return Err(TransferError::Refused { peer: 0, why });
             }
-            frame.put_slice(&image);
+            frame.extend_from_slice(&image);
         }
         frames.blocking_send(vec![frame.freeze()]).map_err(lost)?;
         fault::point("transfer.sent");
     }
-    frames.blocking_send(vec![Bytes::from_static(&[4])]).map_err(lost)
+    frames.blocking_send(vec![Bytes::from_static(DONE)]).map_err(lost)
 }
 
 // ---- the receiver ---------------------------------------------------------------------------------
@@ -235,8 +230,7 @@ pub async fn receive(
     let ask = Ask { hashes: have.len() as u32, database: database.id, at_least };
     stream.send(vec![ask.encode()]).await?;
     for some in have.chunks(HASHES) {
-        let frame: BytesMut = some.iter().flat_map(|hash| hash.to_le_bytes()).collect();
-        stream.send(vec![frame.freeze()]).await?;
+        stream.send(vec![encode_hashes(some)]).await?;
     }
     let asked = have.len();
     drop(have);

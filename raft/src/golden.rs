@@ -17,7 +17,8 @@ use crate::encode;
 use crate::log::record::{self, Header, Kind};
 use crate::log::segment::{Owner, SegmentHeader};
 use crate::log::vote;
-use crate::net::codec::{self, Call, StreamKind};
+use crate::net::codec::{self, Call, SnapshotAnswer, StreamKind};
+use crate::recovered::{self, Line};
 use crate::types::{Command, Entry, Membership, Snapshot, SnapshotMeta, StoredMembership, Vote, log_id};
 use crate::{ClusterKey, LogPosition, Peer};
 
@@ -217,4 +218,22 @@ fn golden_frames() {
     let kept = golden("raft-1-snapshot-offer", &codec::offer(&vote, &snapshot).concat());
     let (found, read) = codec::read_offer(kept.into()).unwrap();
     assert_eq!((found, read.meta, read.snapshot), (vote, meta, snapshot.snapshot));
+    let answers =
+        [SnapshotAnswer::AtWork, SnapshotAnswer::Installed(vote), SnapshotAnswer::Failed("no room".into())];
+    let encoded = answers.iter().map(|answer| codec::snapshot_answer(answer).to_vec());
+    let kept = golden("raft-1-snapshot-answers", &framed(encoded));
+    for (frame, answer) in split(&kept).into_iter().zip(answers) {
+        assert_eq!(codec::read_snapshot_answer(frame).unwrap(), answer);
+    }
+}
+
+#[test]
+fn golden_recoveries() {
+    let line = |index, without: &[u64]| Line {
+        at: LogPosition { index, ..AT },
+        without: without.iter().copied().collect(),
+    };
+    let lines = vec![line(41, &[1, 3]), line(97, &[4])];
+    let kept = golden("recovered-1", recovered::encode(&lines).as_bytes());
+    assert_eq!(recovered::decode(&kept).unwrap(), lines);
 }

@@ -37,6 +37,7 @@ mod position;
 mod propose;
 mod raft;
 pub mod recover;
+mod recovered;
 mod status;
 mod types;
 

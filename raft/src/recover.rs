@@ -5,7 +5,7 @@
 //! log, also entries at its end that it never knew to be committed.
 //!
 //! What it does is made durable in this order, and a crash in between leaves the node as it was:
-//! 1. `DIR/recovered`: the ids of the members that are given up, valid only if the log has the entry of step 3;
+//! 1. `DIR/recovered` (`recovered.rs`): the ids of the members that are given up, valid only if the log has the entry of step 3;
 //! 2. the vote, for this node in the new term: it has led it, so nobody else can;
 //! 3. the entry.
 //!
@@ -16,14 +16,6 @@
 //! no Raft message from the ids that were given up (`net/server.rs`): no append, no vote, no pre-vote. They are never
 //! used again, as no node id ever is, so that holds for good. Nodes that join later are unknown to the old ones.
 //! Their other requests are answered: an old member that asks is told that it is no member any more.
-//!
-//! # `DIR/recovered`
-//! Text, replaced as a whole (`recovered.new` is written, synced and renamed):
-//! ```text
-//! quire recovered, version 1
-//! entry TERM LEADER INDEX without ID ID ...      one line for each recovery
-//! crc32 XXXXXXXX                                 of everything before this line, hexadecimal
-//! ```
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io::{self, Write};
@@ -35,11 +27,11 @@ use openraft::storage::{RaftLogReader, RaftLogStorage, RaftLogStorageExt};
 
 use crate::log::{self, LogOptions, LogStore, segment, vote};
 use crate::raft::check_applied;
+use crate::recovered::{self, Line};
 use crate::types::{Entry, Membership, StoredMembership, Vote, log_id, position};
 use crate::{AppliedState, LogError, LogPosition, NodeId, Peer, StartError, encode, inspect};
 
 const FILE_NAME: &str = "recovered";
-const VERSION: &str = "quire recovered, version 1";
 const MAX_FILE: u64 = 1 << 20;
 const CLOSE: Duration = Duration::from_secs(60);
 /// Bytes of entries read at once.
@@ -247,13 +239,6 @@ async fn last_membership(log: &LogStore, last: u64) -> io::Result<Option<StoredM
     Ok(found)
 }
 
-/// One recovery.
-#[derive(Clone, Debug, PartialEq, Eq)]
-struct Line {
-    at: LogPosition,
-    without: BTreeSet<NodeId>,
-}
-
 impl Line {
     /// Whether the recovery was completed: its entry is in the log (or was purged from it).
     fn holds(&self, log: &LogStore) -> bool {
@@ -274,36 +259,6 @@ pub(crate) fn given_up(dir: &Path, log: &LogStore) -> Result<BTreeSet<NodeId>, S
     Ok(lines.into_iter().flat_map(|line| line.without).collect())
 }
 
-fn encode_lines(lines: &[Line]) -> String {
-    let mut text = format!("{VERSION}\n");
-    for Line { at, without } in lines {
-        text += &format!("entry {} {} {} without", at.term, at.leader, at.index);
-        without.iter().for_each(|id| text += &format!(" {id}"));
-        text.push('\n');
-    }
-    let crc = crc32fast::hash(text.as_bytes());
-    text + &format!("crc32 {crc:08x}\n")
-}
-
-fn decode_lines(text: &str) -> Result<Vec<Line>, String> {
-    if text.lines().next() != Some(VERSION) {
-        return Err(format!("the first line is not {VERSION:?}"));
-    }
-    let at = text.rfind("crc32 ").ok_or("there is no crc32")?;
-    let (body, crc) = text.split_at(at);
-    if crc != format!("crc32 {:08x}\n", crc32fast::hash(body.as_bytes())) {
-        return Err("crc32 does not match".into());
-    }
-    let line = |line: &str| {
-        let (at, without) = line.strip_prefix("entry ")?.split_once(" without")?;
-        let at: Vec<u64> = at.split(' ').map(|n| n.parse().ok()).collect::<Option<_>>()?;
-        let [term, leader, index] = at[..] else { return None };
-        let without = without.split_whitespace().map(|id| id.parse().ok()).collect::<Option<_>>()?;
-        Some(Line { at: LogPosition { term, leader, index }, without })
-    };
-    body.lines().skip(1).map(|l| line(l).ok_or_else(|| format!("a line makes no sense: {l:?}"))).collect()
-}
-
 fn load(dir: &Path) -> Result<Vec<Line>, LogError> {
     let path = dir.join(FILE_NAME);
     let bytes = match std::fs::metadata(&path) {
@@ -316,8 +271,7 @@ fn load(dir: &Path) -> Result<Vec<Line>, LogError> {
         Ok(_) => std::fs::read(&path),
     };
     let bytes = bytes.map_err(|source| LogError::Io { path: path.clone(), source })?;
-    let lines = std::str::from_utf8(&bytes).map_err(|e| e.to_string()).and_then(decode_lines);
-    lines.map_err(|reason| LogError::Damaged { path, offset: 0, reason })
+    recovered::decode(&bytes).map_err(|fault| fault.at(path))
 }
 
 fn store(dir: &Path, lines: &[Line]) -> Result<(), LogError> {
@@ -325,35 +279,10 @@ fn store(dir: &Path, lines: &[Line]) -> Result<(), LogError> {
     let new = dir.join("recovered.new");
     let write = || {
         let mut file = std::fs::File::create(&new)?;
-        file.write_all(encode_lines(lines).as_bytes())?;
+        file.write_all(recovered::encode(lines).as_bytes())?;
         file.sync_all()?;
         std::fs::rename(&new, &path)?;
         std::fs::File::open(dir)?.sync_all()
     };
     write().map_err(|source| LogError::Io { path: path.clone(), source })
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn the_file_reads_back_and_every_changed_byte_shows() {
-        let at = |index| LogPosition { term: 7, leader: 1, index };
-        let lines = vec![
-            Line { at: at(41), without: BTreeSet::from([2, 3]) },
-            Line { at: at(97), without: BTreeSet::from([4]) },
-        ];
-        let text = encode_lines(&lines);
-        assert_eq!(decode_lines(&text), Ok(lines));
-        assert_eq!(decode_lines(&encode_lines(&[])), Ok(Vec::new()));
-        for i in 0..text.len() {
-            let mut bytes = text.clone().into_bytes();
-            bytes[i] ^= 1;
-            if let Ok(bad) = std::str::from_utf8(&bytes) {
-                assert!(decode_lines(bad).is_err(), "byte {i}");
-            }
-            assert!(decode_lines(&text[..i]).is_err(), "cut at {i}");
-        }
-    }
 }

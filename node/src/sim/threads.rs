@@ -1,54 +1,47 @@
-//! Threads that block, one at a time.
+//! Work that blocks, in the simulation's one thread.
 //!
-//! The product's workers block, so each gets a thread of its own. But only one of all threads ever runs: the
-//! simulation's own waits while a worker runs, and a worker that waits for something hands over to it for some virtual
-//! time. So what happens depends on nothing but the seed. A worker whose node crashes unwinds where it waits.
+//! The product's workers block, so each runs on a stack of its own, as a coroutine: one that waits for something hands
+//! over to the simulation for some virtual time. So what happens depends on nothing but the seed, and no thread ever waits
+//! for another. Work of a node that crashes unwinds where it waits.
 
 use crate::clock;
-use std::any::Any;
-use std::cell::RefCell;
+use corosensei::stack::DefaultStack;
+use corosensei::{Coroutine, CoroutineResult, Yielder};
+use std::cell::{Cell, RefCell};
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
-use std::sync::Mutex;
-use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, TryRecvError, channel};
+use std::ptr::NonNull;
+use std::sync::mpsc::{Receiver, RecvTimeoutError, TryRecvError};
 use std::time::Duration;
 use tokio::runtime::Handle;
 
 type Work = Box<dyn FnOnce() + Send>;
+/// How it hands over: it asks to go on after some time, and is told whether it may, or is to end.
+type Baton = Yielder<bool, Duration>;
 
-enum Report {
-    /// It wants to go on after that time.
-    Sleep(Duration),
-    /// It has ended; with what it panicked, if it did.
-    Ended(Option<Box<dyn Any + Send>>),
-}
+/// As much as SQLite needs, and the product's code without optimization.
+const STACK: usize = 2 << 20;
 
-struct Baton {
-    /// Whether it may go on, or is to end.
-    resume: Receiver<bool>,
-    report: Sender<Report>,
-}
-
-/// How a worker of a crashed node ends.
+/// How work of a crashed node ends.
 struct Crashed;
 
 thread_local! {
-    static BATON: RefCell<Option<Baton>> = const { RefCell::new(None) };
+    /// That of the work that runs at the moment.
+    static BATON: Cell<Option<NonNull<Baton>>> = const { Cell::new(None) };
+    /// Stacks that nobody uses.
+    static STACKS: RefCell<Vec<DefaultStack>> = const { RefCell::new(Vec::new()) };
 }
 
-/// Threads that have nothing to do.
-static IDLE: Mutex<Vec<Sender<Work>>> = Mutex::new(Vec::new());
-
-/// Whether this is such a thread.
+/// Whether such work runs.
 pub(crate) fn is_simulated() -> bool {
-    BATON.with_borrow(Option::is_some)
+    BATON.get().is_some()
 }
 
 /// Lets time go by.
 pub(crate) fn sleep(time: Duration) {
-    let goes_on = BATON.with_borrow(|baton| {
-        let baton = baton.as_ref().expect("a simulated thread");
-        baton.report.send(Report::Sleep(time)).is_ok() && baton.resume.recv() == Ok(true)
-    });
+    let baton = BATON.take().expect("work in a simulation");
+    // SAFETY: it belongs to the coroutine on whose stack this is, and so outlives this call; nobody else has it.
+    let goes_on = unsafe { baton.as_ref() }.suspend(time);
+    BATON.set(Some(baton));
     if !goes_on {
         resume_unwind(Box::new(Crashed));
     }
@@ -71,75 +64,107 @@ pub(crate) fn receive<T>(from: &Receiver<T>, patience: Duration) -> Result<T, Re
 
 /// Runs work to its end. Dropped before, it ends the work where that waits.
 pub(crate) async fn drive(work: Work) {
-    let mut thread = Thread::start(work);
-    while let Some(time) = thread.go_on() {
+    let mut running = Running::start(work);
+    while let Some(time) = running.go_on(true) {
         tokio::time::sleep(time).await;
     }
 }
 
-struct Thread {
-    resume: Sender<bool>,
-    report: Receiver<Report>,
-    has_ended: bool,
+struct Running {
+    /// Until it has ended.
+    coroutine: Option<Coroutine<bool, Duration, ()>>,
+    runtime: Handle,
 }
 
-impl Thread {
-    fn start(work: Work) -> Thread {
-        let (resume, resumed) = channel();
-        let (reports, report) = channel();
-        let (runtime, broken) = (Handle::current(), super::BROKEN.with_borrow(Vec::clone));
-        execute(Box::new(move || {
-            let _inside = runtime.enter();
-            super::BROKEN.set(broken);
-            let begins = resumed.recv() == Ok(true);
-            BATON.set(Some(Baton { resume: resumed, report: reports.clone() }));
-            let ended = catch_unwind(AssertUnwindSafe(move || if begins { work() } else { drop(work) }));
+// SAFETY: it never leaves its thread: a simulation's runtime has only one, and runs and drops all its tasks there.
+unsafe impl Send for Running {}
+
+impl Running {
+    fn start(work: Work) -> Running {
+        let stack = STACKS.with_borrow_mut(Vec::pop);
+        let stack = stack.unwrap_or_else(|| DefaultStack::new(STACK).expect("a stack"));
+        let coroutine = Coroutine::with_stack(stack, |baton: &Baton, begins| {
+            BATON.set(Some(NonNull::from(baton)));
+            // Of a panic the hook has told (`sim::run`).
+            let _ = catch_unwind(AssertUnwindSafe(move || if begins { work() } else { drop(work) }));
             BATON.set(None);
-            let panic = ended.err().filter(|payload| !payload.is::<Crashed>());
-            let _ = reports.send(Report::Ended(panic));
-        }));
-        Thread { resume, report, has_ended: false }
+        });
+        Running { coroutine: Some(coroutine), runtime: Handle::current() }
     }
 
-    /// Lets it run until it waits, and says for how long; `None` once it has ended.
-    fn go_on(&mut self) -> Option<Duration> {
-        let _ = self.resume.send(true);
-        match self.report.recv() {
-            Ok(Report::Sleep(time)) => return Some(time),
-            Ok(Report::Ended(None)) | Err(_) => self.has_ended = true,
-            Ok(Report::Ended(Some(panic))) => {
-                self.has_ended = true;
-                resume_unwind(panic);
+    /// Lets it run until it waits, and says for how long, or has it end where it waits; `None` once it has ended.
+    fn go_on(&mut self, may: bool) -> Option<Duration> {
+        let _inside = self.runtime.enter();
+        let mut coroutine = self.coroutine.take()?;
+        match coroutine.resume(may) {
+            CoroutineResult::Yield(time) => {
+                self.coroutine = Some(coroutine);
+                Some(time)
+            }
+            CoroutineResult::Return(()) => {
+                STACKS.with_borrow_mut(|stacks| stacks.push(coroutine.into_stack()));
+                None
             }
         }
-        None
     }
 }
 
-impl Drop for Thread {
+impl Drop for Running {
     fn drop(&mut self) {
-        while !self.has_ended {
-            let _ = self.resume.send(false);
-            self.has_ended = !matches!(self.report.recv(), Ok(Report::Sleep(_)));
-        }
+        while self.go_on(false).is_some() {}
     }
 }
 
-fn execute(work: Work) {
-    let idle = IDLE.lock().unwrap().pop();
-    let work = match idle {
-        Some(thread) => match thread.send(work) {
-            Ok(()) => return,
-            Err(work) => work.0,
-        },
-        None => work,
-    };
-    let (give, take) = channel::<Work>();
-    give.send(work).unwrap();
-    std::thread::spawn(move || {
-        while let Ok(work) = take.recv() {
-            work();
-            IDLE.lock().unwrap().push(give.clone());
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::sync::{Arc, Mutex};
+
+    fn simulated<T>(test: impl Future<Output = T>) -> T {
+        let mut runtime = tokio::runtime::Builder::new_current_thread();
+        runtime.enable_time().start_paused(true).build().unwrap().block_on(test)
+    }
+
+    #[test]
+    fn where_one_waits_others_go_on() {
+        let steps = Arc::new(Mutex::new(String::new()));
+        let work = |name: char, pause: u64| {
+            let steps = steps.clone();
+            drive(Box::new(move || {
+                for _ in 0..3 {
+                    steps.lock().unwrap().push(name);
+                    sleep(Duration::from_millis(pause));
+                }
+            }))
+        };
+        simulated(async { tokio::join!(work('a', 20), work('b', 11)) });
+        assert_eq!(*steps.lock().unwrap(), "abbaba");
+        assert!(!is_simulated());
+    }
+
+    #[test]
+    fn work_that_is_given_up_unwinds_where_it_waits() {
+        struct Ended(Arc<Mutex<u32>>);
+        impl Drop for Ended {
+            fn drop(&mut self) {
+                *self.0.lock().unwrap() += 1;
+            }
         }
-    });
+        let ended = Arc::new(Mutex::new(0));
+        simulated(async {
+            let (held, begun) = (Ended(ended.clone()), Ended(ended.clone()));
+            let waits = drive(Box::new(move || {
+                let _begun = begun;
+                sleep(Duration::from_secs(60));
+                panic!("it goes on");
+            }));
+            // Which was never begun.
+            let idle = drive(Box::new(move || drop(held)));
+            let _ = tokio::time::timeout(Duration::from_secs(1), waits).await;
+            assert_eq!(*ended.lock().unwrap(), 1);
+            drop(idle);
+        });
+        assert_eq!(*ended.lock().unwrap(), 2);
+        assert!(!is_simulated());
+    }
 }

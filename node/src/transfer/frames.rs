@@ -102,6 +102,28 @@ impl Offer {
     }
 }
 
+/// What ends a state.
+pub(crate) const DONE: &[u8] = &[4];
+
+/// A frame of hashes.
+pub(crate) fn encode_hashes(hashes: &[u64]) -> Bytes {
+    hashes.iter().flat_map(|hash| hash.to_le_bytes()).collect::<BytesMut>().freeze()
+}
+
+/// Why the state doesn't come.
+pub(crate) fn encode_refusal(why: &str) -> Bytes {
+    [&[5], why.as_bytes()].concat().into()
+}
+
+/// A frame of these pages, whose images are to follow in it.
+pub(crate) fn pages_frame(pages: &[PageNo], size: PageSize) -> BytesMut {
+    let mut frame = BytesMut::with_capacity(8 + pages.len() * (4 + size.bytes()));
+    frame.put_slice(&[3, 0, 0, 0]);
+    frame.put_u32_le(pages.len() as u32);
+    pages.iter().for_each(|page| frame.put_u32_le(page.0));
+    frame
+}
+
 /// The pages of a frame, of a state of so many pages.
 pub(crate) fn decode_pages(
     frame: &Bytes,

@@ -5,9 +5,9 @@
 //!
 //! Contract: data is durable after `sync`; names (creation, rename, removal) are durable after `sync_names`.
 
-use std::fs::{File, OpenOptions};
+use std::fs::{DirBuilder, File, OpenOptions};
 use std::io;
-use std::os::unix::fs::FileExt;
+use std::os::unix::fs::{DirBuilderExt, FileExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -51,7 +51,8 @@ pub(crate) struct RealDisk {
 
 impl RealDisk {
     pub(crate) fn new(root: &Path) -> io::Result<Self> {
-        std::fs::create_dir_all(root)?;
+        // The log is nobody else's, whatever the umask.
+        DirBuilder::new().recursive(true).mode(0o700).create(root)?;
         // The chain of directories must be durable before files in it are.
         for dir in root.ancestors().take(3).filter(|d| d.is_dir()) {
             File::open(dir)?.sync_all()?;

@@ -144,12 +144,7 @@ pub(crate) fn prepare(disk: Arc<dyn Disk>, options: &LogOptions) -> Result<(LogS
 }
 
 fn fault(disk: &Arc<dyn Disk>, name: &str, f: Fault) -> LogError {
-    let path = disk.path(name);
-    if f.foreign {
-        LogError::Foreign { path, offset: f.offset, reason: f.reason }
-    } else {
-        LogError::Damaged { path, offset: f.offset, reason: f.reason }
-    }
+    f.at(disk.path(name))
 }
 
 fn open_votes(

@@ -34,7 +34,10 @@
 //! Neither covered by a checksum nor of any effect: bytes 128 to 4096, the padding of records, and what lies behind
 //! the end of the records. What isn't found out is that the last segment's *file* is missing.
 
+use std::path::PathBuf;
+
 use super::record::{self, ALIGN, Bad, Header};
+use crate::LogError;
 
 /// Where records start.
 pub(crate) const DATA_START: u64 = 4096;
@@ -89,6 +92,16 @@ impl Fault {
 
     pub(crate) fn foreign(offset: u64, reason: impl Into<String>) -> Self {
         Fault { offset, reason: reason.into(), foreign: true }
+    }
+
+    /// The error of the file at this path.
+    pub(crate) fn at(self, path: PathBuf) -> LogError {
+        let Fault { offset, reason, foreign } = self;
+        if foreign {
+            LogError::Foreign { path, offset, reason }
+        } else {
+            LogError::Damaged { path, offset, reason }
+        }
     }
 }
 

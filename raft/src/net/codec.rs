@@ -332,6 +332,44 @@ pub(crate) fn read_offer(body: Bytes) -> Result<(Vote, Snapshot), Malformed> {
     Ok((vote, Snapshot { meta: SnapshotMeta { last_log_id, last_membership }, snapshot: r.rest() }))
 }
 
+/// What a member says of a snapshot that it was offered.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum SnapshotAnswer {
+    /// It is at it.
+    AtWork,
+    Installed(Vote),
+    /// Why not.
+    Failed(String),
+}
+
+pub(crate) fn snapshot_answer(answer: &SnapshotAnswer) -> Bytes {
+    let mut b = BytesMut::new();
+    match answer {
+        SnapshotAnswer::AtWork => b.put_u8(0),
+        SnapshotAnswer::Installed(vote) => {
+            b.put_u8(1);
+            put_vote(&mut b, vote);
+        }
+        SnapshotAnswer::Failed(why) => {
+            b.put_u8(2);
+            b.put_slice(why.as_bytes());
+        }
+    }
+    b.freeze()
+}
+
+pub(crate) fn read_snapshot_answer(body: Bytes) -> Result<SnapshotAnswer, Malformed> {
+    let mut r = Reader::new(body, "snapshot answer");
+    let answer = match r.u8()? {
+        0 => SnapshotAnswer::AtWork,
+        1 => SnapshotAnswer::Installed(r.vote()?),
+        2 => return Ok(SnapshotAnswer::Failed(String::from_utf8_lossy(&r.rest()).into_owned())),
+        _ => return Err(Malformed("snapshot answer")),
+    };
+    r.end()?;
+    Ok(answer)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

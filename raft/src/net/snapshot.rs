@@ -5,24 +5,24 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use bytes::{BufMut, Bytes, BytesMut};
 use openraft::errors::{NetworkError, ReplicationClosed, StreamingError, Timeout, Unreachable};
 use openraft::network::RPCTypes;
 use openraft::raft::SnapshotResponse;
 use quinn::SendStream;
 
-use super::codec::{StreamKind, offer, read_offer};
+use super::codec::{SnapshotAnswer, StreamKind, offer, read_offer, read_snapshot_answer, snapshot_answer};
 use super::frame::{self, FrameError, FrameReader};
 use super::link::Link;
 use super::server::{Server, gone, within};
 use crate::NodeId;
-use crate::encode::{Malformed, Reader, put_vote};
 use crate::types::{C, Snapshot, Vote};
 
 /// Longest offer: what describes a state, in bytes.
 const OFFER_BYTES: usize = 64 << 20;
 /// Longest answer.
 const ANSWER_BYTES: usize = 64 << 10;
+/// Longest reason in one.
+const WHY_CHARS: usize = 8 << 10;
 /// The receiver says so often that it is at it.
 const PROGRESS: Duration = Duration::from_secs(1);
 /// A receiver that says nothing for so long is lost.
@@ -52,13 +52,11 @@ pub(crate) async fn send(
         within(TRANSFER, frame::write(&mut send, offer(&vote, &snapshot))).await.map_err(network)?;
         loop {
             let next = tokio::time::timeout(STALL, recv.one(ANSWER_BYTES)).await;
-            let mut r = Reader::new(next.map_err(|_| stalled())?.map_err(network)?, "snapshot answer");
-            let malformed = |e: Malformed| StreamingError::from(NetworkError::from_string(e));
-            match r.u8().map_err(malformed)? {
-                0 => {}
-                1 => return Ok(SnapshotResponse::new(r.vote().map_err(malformed)?)),
-                _ => {
-                    let why = String::from_utf8_lossy(&r.rest()).into_owned();
+            let answer = read_snapshot_answer(next.map_err(|_| stalled())?.map_err(network)?);
+            match answer.map_err(|e| StreamingError::from(NetworkError::from_string(e)))? {
+                SnapshotAnswer::AtWork => {}
+                SnapshotAnswer::Installed(vote) => return Ok(SnapshotResponse::new(vote)),
+                SnapshotAnswer::Failed(why) => {
                     tracing::warn!(peer = target, why, "snapshot not installed; it is offered again");
                     return Err(Unreachable::from_string(why).into());
                 }
@@ -101,23 +99,19 @@ pub(crate) async fn receive(
         tokio::select! {
             done = &mut work => break done.unwrap_or_else(|e| Err(e.to_string())),
             () = tokio::time::sleep(PROGRESS) => {
-                within(STALL, frame::write(&mut send, vec![Bytes::from_static(&[0])])).await?;
+                let at_work = snapshot_answer(&SnapshotAnswer::AtWork);
+                within(STALL, frame::write(&mut send, vec![at_work])).await?;
             }
         }
     };
-    let mut b = BytesMut::new();
-    match answer {
-        Ok(response) => {
-            b.put_u8(1);
-            put_vote(&mut b, &response.vote);
-        }
+    let answer = match answer {
+        Ok(response) => SnapshotAnswer::Installed(response.vote),
         Err(why) => {
             tracing::warn!(peer, why, "snapshot not received");
-            b.put_u8(2);
-            b.put_slice(why.get(..ANSWER_BYTES / 2).unwrap_or(&why).as_bytes());
+            SnapshotAnswer::Failed(why.chars().take(WHY_CHARS).collect())
         }
-    }
-    within(STALL, frame::write(&mut send, vec![b.freeze()])).await?;
+    };
+    within(STALL, frame::write(&mut send, vec![snapshot_answer(&answer)])).await?;
     send.finish().map_err(gone)
 }
 
@@ -126,6 +120,7 @@ mod tests {
     use super::*;
     use crate::LogPosition;
     use crate::types::{SnapshotMeta, log_id};
+    use bytes::Bytes;
     use proptest::prelude::*;
 
     #[test]

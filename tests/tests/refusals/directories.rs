@@ -12,7 +12,7 @@ use std::process::{Command, ExitStatus, Stdio};
 use std::time::{Duration, Instant};
 
 /// Runs a node on `dir` until it ends by itself, and returns how, and what it said.
-fn run(dir: &Path, id: u64, key: &Path) -> (Option<ExitStatus>, String) {
+fn run(dir: &Path, id: u64, key: &Path, flags: &[&str]) -> (Option<ExitStatus>, String) {
     let log = dir.with_extension("run");
     let out = File::create(&log).unwrap();
     let mut command = Command::new(&programs().quire);
@@ -24,6 +24,7 @@ fn run(dir: &Path, id: u64, key: &Path) -> (Option<ExitStatus>, String) {
         .arg("--cluster-key")
         .arg(key);
     command.args(["--http-addr", "127.0.0.1:0", "--raft-addr", "127.0.0.1:0", "--log-segment-mib", "1"]);
+    command.args(flags);
     command.env("NO_COLOR", "1").stdin(Stdio::null()).stdout(out.try_clone().unwrap()).stderr(out);
     let mut child = command.spawn().unwrap();
     let deadline = Instant::now() + PATIENCE;
@@ -43,7 +44,7 @@ fn run(dir: &Path, id: u64, key: &Path) -> (Option<ExitStatus>, String) {
 
 /// The node does not start, and what it says contains all of `said`.
 fn assert_refused(what: &str, dir: &Path, id: u64, key: &Path, said: &[&str]) {
-    let (status, log) = run(dir, id, key);
+    let (status, log) = run(dir, id, key, &[]);
     let status = status.unwrap_or_else(|| panic!("{what}: it starts\n{log}"));
     assert!(!status.success(), "{what}: it ends with success\n{log}");
     let last = log.lines().last().unwrap_or_default();
@@ -84,7 +85,13 @@ fn a_directory_serves_one_node_of_one_cluster_at_a_time() {
     another_key(&other);
     let identity = dir.join("identity");
     let named = identity.to_str().unwrap();
-    assert_refused("another node id", &dir, 7, &key, &[named, "another node than 7"]);
+    assert_refused(
+        "another node id",
+        &dir,
+        7,
+        &key,
+        &[named, "belongs to node 1, not to node 7", "--node-id 1"],
+    );
     assert_refused("another cluster", &dir, 1, &other, &[named, "another cluster"]);
 
     let good = std::fs::read_to_string(&identity).unwrap();
@@ -130,6 +137,35 @@ fn a_directory_serves_one_node_of_one_cluster_at_a_time() {
     let mut host = Host::open(Program::Cli, &database(&test, 1, "app"));
     let written = host.sql("INSERT INTO t VALUES (13)");
     written.unwrap_or_else(|why| panic!("{why}\n{}\n{}", host.log(), test.cluster.logs(20)));
+}
+
+/// The group is often the one that is the user's own, too. It was let in to the log, the vote and the manifest as well; and
+/// a directory that the node had just made itself was refused.
+#[test]
+fn a_socket_group_gets_the_databases_and_nothing_else() {
+    let temp = tempfile::tempdir().unwrap();
+    let (dir, key) = (temp.path().join("node"), temp.path().join("key"));
+    another_key(&key);
+    let group = nix::unistd::Group::from_gid(nix::unistd::getegid()).unwrap();
+    let Some(group) = group else { return eprintln!("skipped: this user's group has no name") };
+    let mode = |path: &Path| std::fs::metadata(path).unwrap().permissions().mode() & 0o7777;
+    let set = |path: &Path, mode| {
+        std::fs::set_permissions(path, std::fs::Permissions::from_mode(mode)).unwrap();
+    };
+    for attempt in 0..2 {
+        let (ended, log) = run(&dir, 1, &key, &["--socket-group", &group.name]);
+        assert!(ended.is_none(), "{log}");
+        assert_eq!((mode(&dir), mode(&dir.join("db"))), (0o711, 0o2770));
+        let own = std::fs::read_dir(&dir).unwrap().map(|entry| entry.unwrap().path());
+        let own: Vec<_> = own.filter(|path| !path.ends_with("db")).collect();
+        assert!(own.len() >= 3, "{own:?}");
+        for path in own {
+            assert_eq!(mode(&path) & 0o077, 0, "start {attempt}: {}", path.display());
+            // As earlier versions made them.
+            let was = mode(&path);
+            set(&path, was | was >> 3 & 0o070);
+        }
+    }
 }
 
 /// Does something to a file's bytes.
