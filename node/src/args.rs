@@ -614,9 +614,18 @@ pub struct BenchWritersArgs {
 /// Flags of `quire bench http`.
 #[derive(Clone, Debug, Args)]
 pub struct BenchHttpArgs {
-    /// The server, http://HOST:PORT [default: a temporary cluster].
+    /// The server, http://HOST:PORT or https://HOST:PORT [default: a temporary cluster].
     #[arg(long, value_name = "URL")]
     pub url: Option<String>,
+    /// Who asks, if the server lets only its users ask.
+    #[arg(long, env = "QUIRE_USER", value_name = "NAME:PASSWORD", hide_env_values = true)]
+    pub user: Option<String>,
+    /// The CA that vouches for the server's HTTPS, in PEM.
+    #[arg(long, env = "QUIRE_CACERT", value_name = "FILE")]
+    pub cacert: Option<PathBuf>,
+    /// Take any certificate, whosever it is.
+    #[arg(long)]
+    pub insecure: bool,
     /// Number of nodes of the temporary cluster.
     #[arg(long, default_value_t = 3, value_name = "N")]
     pub nodes: u32,

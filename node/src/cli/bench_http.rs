@@ -6,14 +6,15 @@
 //! machine with the servers shouldn't take more of it than it must.
 
 use super::bench::percentile;
+use super::bench_stream::{Stream, Target};
+use super::client::authorization;
 use super::local::LocalCluster;
 use crate::args::BenchHttpArgs;
 use anyhow::{Context as _, bail};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use rusqlite::Connection;
 use serde_json::json;
-use std::io::{ErrorKind, Read, Write};
-use std::net::TcpStream;
+use std::io::ErrorKind;
 use std::os::fd::AsFd;
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
@@ -38,42 +39,37 @@ struct Turn {
 pub fn run(args: &BenchHttpArgs) -> anyhow::Result<ExitCode> {
     let dir = tempfile::Builder::new().prefix("quire-bench-").tempdir_in(".")?;
     let mut cluster = None;
-    let address = match &args.url {
-        Some(url) => {
-            let address = url.strip_prefix("http://").unwrap_or(url).trim_end_matches('/');
-            if address.contains('/') {
-                bail!("--url {url}: give http://HOST:PORT");
-            }
-            address.to_owned()
-        }
+    let target = match &args.url {
+        Some(url) => Target::new(url, args.cacert.as_deref(), args.insecure)?,
         None => {
             let mut local = LocalCluster::new(&std::env::current_exe()?, dir.path(), args.nodes.into())?;
             local.start()?;
             let leader = local.wait_leader(Duration::from_secs(20))?;
-            let address = local.node(leader)?.http.clone();
+            let target = Target::new(&local.node(leader)?.http, None, false)?;
             cluster = Some(local);
-            address
+            target
         }
     };
+    let server = Server { target, user: args.user.as_deref().map(authorization) };
     let create = format!("CREATE TABLE IF NOT EXISTS {TABLE}(id INTEGER PRIMARY KEY, body TEXT)");
     let insert = format!("INSERT INTO {TABLE}(body) VALUES(?)");
-    let mut client = Client::connect(&address)?;
-    client.once(&json!([create]).to_string())?;
+    let mut client = Client::connect(&server)?;
+    client.once(&server.post(&json!([create]).to_string()))?;
     let plain = Connection::open(dir.path().join("plain.db"))?;
     plain.pragma_update(None, "journal_mode", "wal")?;
     plain.pragma_update(None, "synchronous", "full")?;
     plain.execute_batch(&create)?;
 
     let length = Duration::from_secs(args.seconds);
-    let request = post(&address, &json!([[insert, BODY]]).to_string());
+    let request = server.post(&json!([[insert, BODY]]).to_string());
     commits(&plain, &insert, WARM_UP)?;
     let mut report = Vec::new();
     for clients in args.concurrency.iter().map(|&clients| usize::from(clients)) {
-        requests(&address, &request, clients, WARM_UP)?;
+        requests(&server, &request, clients, WARM_UP)?;
         let mut ratios = Vec::new();
         let mut rows = Vec::new();
         for _ in 0..args.turns {
-            let (a, b) = (commits(&plain, &insert, length)?, requests(&address, &request, clients, length)?);
+            let (a, b) = (commits(&plain, &insert, length)?, requests(&server, &request, clients, length)?);
             let ratio = b.per_second / a.per_second;
             let at = |q| percentile(&b.latencies, q);
             if !args.json {
@@ -101,9 +97,9 @@ pub fn run(args: &BenchHttpArgs) -> anyhow::Result<ExitCode> {
         report.push(json!({ "clients": clients, "median_ratio": median, "turns": rows }));
     }
     if args.json {
-        println!("{}", json!({ "url": format!("http://{address}"), "runs": report }));
+        println!("{}", json!({ "url": server.target.url(), "runs": report }));
     }
-    client.once(&json!([format!("DROP TABLE {TABLE}")]).to_string())?;
+    client.once(&server.post(&json!([format!("DROP TABLE {TABLE}")]).to_string()))?;
     drop(cluster);
     Ok(ExitCode::SUCCESS)
 }
@@ -127,18 +123,28 @@ impl Turn {
     }
 }
 
-fn post(address: &str, body: &str) -> Vec<u8> {
-    let length = body.len();
-    format!(
-        "POST /db/execute HTTP/1.1\r\nHost: {address}\r\nContent-Type: application/json\r\nContent-Length: \
-         {length}\r\n\r\n{body}"
-    )
-    .into_bytes()
+/// The server, and who asks it.
+struct Server {
+    target: Target,
+    /// The value of the header.
+    user: Option<String>,
+}
+
+impl Server {
+    fn post(&self, body: &str) -> Vec<u8> {
+        let (address, length) = (&self.target.address, body.len());
+        let user = self.user.as_ref().map(|user| format!("Authorization: {user}\r\n")).unwrap_or_default();
+        format!(
+            "POST /db/execute HTTP/1.1\r\nHost: {address}\r\nContent-Type: application/json\r\n{user}\
+             Content-Length: {length}\r\n\r\n{body}"
+        )
+        .into_bytes()
+    }
 }
 
 /// So many clients for so long.
-fn requests(address: &str, request: &[u8], clients: usize, length: Duration) -> anyhow::Result<Turn> {
-    let mut all = (0..clients).map(|_| Client::connect(address)).collect::<anyhow::Result<Vec<_>>>()?;
+fn requests(server: &Server, request: &[u8], clients: usize, length: Duration) -> anyhow::Result<Turn> {
+    let mut all = (0..clients).map(|_| Client::connect(server)).collect::<anyhow::Result<Vec<_>>>()?;
     let mut latencies = Vec::new();
     let began = Instant::now();
     for client in &mut all {
@@ -150,7 +156,7 @@ fn requests(address: &str, request: &[u8], clients: usize, length: Duration) -> 
         let mut fds: Vec<_> =
             waiting.iter().map(|&i| PollFd::new(all[i].stream.as_fd(), PollFlags::POLLIN)).collect();
         if poll(&mut fds, PollTimeout::try_from(SILENCE).unwrap_or(PollTimeout::MAX))? == 0 {
-            bail!("{address} did not answer for {SILENCE:?}");
+            bail!("{} did not answer for {SILENCE:?}", server.target.url());
         }
         let ready: Vec<usize> =
             fds.iter().zip(&waiting).filter(|(fd, _)| fd.any() == Some(true)).map(|(_, &i)| i).collect();
@@ -170,44 +176,38 @@ fn requests(address: &str, request: &[u8], clients: usize, length: Duration) -> 
 
 /// One connection.
 struct Client {
-    stream: TcpStream,
+    stream: Stream,
     address: String,
     answer: Vec<u8>,
     sent: Option<Instant>,
 }
 
 impl Client {
-    fn connect(address: &str) -> anyhow::Result<Client> {
-        let stream = TcpStream::connect(address).with_context(|| format!("can't reach {address}"))?;
-        stream.set_nodelay(true)?;
-        stream.set_write_timeout(Some(SILENCE))?;
-        Ok(Client { stream, address: address.to_owned(), answer: Vec::new(), sent: None })
+    fn connect(server: &Server) -> anyhow::Result<Client> {
+        let stream = server.target.connect(SILENCE)?;
+        Ok(Client { stream, address: server.target.url(), answer: Vec::new(), sent: None })
     }
 
     fn send(&mut self, request: &[u8]) -> anyhow::Result<()> {
         self.sent = Some(Instant::now());
-        Ok(self.stream.write_all(request)?)
+        self.stream.send(request).with_context(|| self.address.clone())
     }
 
     /// One request outside a measurement.
-    fn once(&mut self, body: &str) -> anyhow::Result<()> {
-        self.stream.set_read_timeout(Some(SILENCE))?;
-        let request = post(&self.address, body);
-        self.send(&request)?;
+    fn once(&mut self, request: &[u8]) -> anyhow::Result<()> {
+        self.send(request)?;
         while self.receive()?.is_none() {}
         Ok(())
     }
 
     /// Reads what has come; the latency, if the answer is complete.
     fn receive(&mut self) -> anyhow::Result<Option<Duration>> {
-        let mut buffer = [0; 4096];
-        let n = match self.stream.read(&mut buffer) {
-            Ok(0) => bail!("{} closed the connection", self.address),
-            Ok(n) => n,
+        match self.stream.receive(&mut self.answer) {
+            Ok(true) => {}
+            Ok(false) => bail!("{} closed the connection", self.address),
             Err(error) if error.kind() == ErrorKind::Interrupted => return Ok(None),
             Err(error) => return Err(error).with_context(|| self.address.clone()),
-        };
-        self.answer.extend_from_slice(&buffer[..n]);
+        }
         if self.answer.len() > MAX_ANSWER {
             bail!("{} sends more than an answer to an insert", self.address);
         }
@@ -215,6 +215,9 @@ impl Client {
             return Ok(None);
         }
         let text = String::from_utf8_lossy(&self.answer);
+        if text.starts_with("HTTP/1.1 401") {
+            bail!("{} wants a user who may do that; give one with --user NAME:PASSWORD", self.address);
+        }
         if !text.starts_with("HTTP/1.1 200") || text.contains("\"error\"") {
             bail!("{} answered: {text}", self.address);
         }

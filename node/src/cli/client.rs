@@ -7,6 +7,7 @@ use rustls::pki_types::CertificateDer;
 use rustls::pki_types::pem::PemObject;
 use serde_json::Value;
 use std::io::Read;
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 use ureq::config::ConfigBuilder;
@@ -43,18 +44,10 @@ impl Client {
 
     /// As the flags of a command say.
     pub fn with(args: &ClientArgs) -> anyhow::Result<Client> {
-        let authorization = args.user.as_ref().map(|user| {
-            let mut value = b"Basic ".to_vec();
-            base64(user.as_bytes(), &mut value);
-            String::from_utf8_lossy(&value).into_owned()
-        });
+        let authorization = args.user.as_deref().map(authorization);
         let mut config = config();
         if let Some(path) = &args.cacert {
-            let certs = CertificateDer::pem_file_iter(path).and_then(Iterator::collect::<Result<Vec<_>, _>>);
-            let certs = certs.with_context(|| format!("{}: no certificate in PEM", path.display()))?;
-            if certs.is_empty() {
-                bail!("{}: no certificate in PEM", path.display());
-            }
+            let certs = certificates(path)?;
             let certs: Vec<_> = certs.iter().map(|cert| Certificate::from_der(cert).to_owned()).collect();
             let provider = Arc::new(rustls::crypto::ring::default_provider());
             let tls = TlsConfig::builder()
@@ -209,6 +202,23 @@ impl Client {
     fn unreachable(&self) -> String {
         format!("can't reach a node at {}; is it running, and is --http-addr right?", self.base)
     }
+}
+
+/// The value of the header that says who asks, as `NAME:PASSWORD`.
+pub(super) fn authorization(user: &str) -> String {
+    let mut value = b"Basic ".to_vec();
+    base64(user.as_bytes(), &mut value);
+    String::from_utf8_lossy(&value).into_owned()
+}
+
+/// The certificates of a file in PEM, of which there must be one.
+pub(super) fn certificates(path: &Path) -> anyhow::Result<Vec<CertificateDer<'static>>> {
+    let certs = CertificateDer::pem_file_iter(path).and_then(Iterator::collect::<Result<Vec<_>, _>>);
+    let certs = certs.with_context(|| format!("{}: no certificate in PEM", path.display()))?;
+    if certs.is_empty() {
+        bail!("{}: no certificate in PEM", path.display());
+    }
+    Ok(certs)
 }
 
 fn config() -> ConfigBuilder<AgentScope> {

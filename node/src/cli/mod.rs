@@ -4,6 +4,7 @@ pub mod app;
 pub mod backup;
 pub mod bench;
 pub mod bench_http;
+mod bench_stream;
 pub mod bench_writers;
 pub mod client;
 pub mod db;

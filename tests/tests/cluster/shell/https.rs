@@ -1,13 +1,15 @@
 //! The shell on nodes that speak HTTPS and have users: it checks the certificate, sends the password to nobody else, and
-//! goes on over HTTPS when the leader dies.
+//! goes on over HTTPS when the leader dies. The benchmark checks and sends the same.
 
 use super::{command, shell};
 use quire_node::args::ClientArgs;
 use quire_node::cli::client::Client;
-use quire_tests::TestCluster;
 use quire_tests::crash::PATIENCE;
-use serde_json::json;
+use quire_tests::{TestCluster, programs};
+use serde_json::{Value, json};
 use std::io::{BufRead, BufReader, Write};
+use std::path::Path;
+use std::process::Command;
 
 #[test]
 fn a_shell_over_https() {
@@ -71,6 +73,8 @@ fn a_shell_over_https() {
     );
     assert_eq!((ran.status, ran.out.as_str()), (0, "1\n"), "{ran:?}");
 
+    bench(&address, &cert, &other, test.dir.path());
+
     let mut child = command(&address, &ann).spawn().unwrap();
     let (mut input, mut output) = (child.stdin.take().unwrap(), BufReader::new(child.stdout.take().unwrap()));
     let mut says = |line: &str, expected: &str| {
@@ -90,4 +94,38 @@ fn a_shell_over_https() {
     let mut said = String::new();
     std::io::Read::read_to_string(&mut child.stderr.take().unwrap(), &mut said).unwrap();
     assert!(said.contains("now at https://"), "{said}");
+}
+
+/// `quire bench http` on such a node.
+fn bench(address: &str, cert: &str, other: &str, dir: &Path) {
+    let run = |url: &str, args: &[&str]| {
+        let mut command = Command::new(&programs().quire);
+        command.args(["bench", "http", "--seconds", "1", "--turns", "1", "--concurrency", "1,3", "--json"]);
+        command.args(["--url", url]).args(args).current_dir(dir);
+        let output = command.env_remove("QUIRE_USER").env_remove("QUIRE_CACERT").output().unwrap();
+        let error = String::from_utf8(output.stderr).unwrap();
+        (output.status.success(), String::from_utf8(output.stdout).unwrap(), error)
+    };
+    let ann = ["--user", "ann:se:cret"];
+    for trust in [&["--cacert", cert][..], &["--insecure"]] {
+        let (ok, out, error) = run(address, &[trust, &ann].concat());
+        assert!(ok, "{trust:?}: {error}");
+        let report: Value = serde_json::from_str(&out).unwrap();
+        assert_eq!(report["url"], address);
+        let runs = report["runs"].as_array().unwrap();
+        assert_eq!(runs.iter().map(|run| run["clients"].as_u64().unwrap()).collect::<Vec<_>>(), [1, 3]);
+        assert!(runs.iter().all(|run| run["turns"][0]["http_per_second"].as_f64().unwrap() > 0.0), "{out}");
+    }
+    let clear = address.replace("https", "http");
+    for (url, args, why) in [
+        (address, &ann[..], "--cacert"),
+        (address, &["--cacert", other, ann[0], ann[1]], "invalid peer certificate"),
+        (address, &["--cacert", "/nonexistent"], "/nonexistent"),
+        (address, &["--insecure", "--user", "ann:wrong"], "--user NAME:PASSWORD"),
+        (address, &["--insecure"], "--user NAME:PASSWORD"),
+        (&clear, &ann, "closed the connection"),
+    ] {
+        let (ok, out, error) = run(url, args);
+        assert!(!ok && out.is_empty() && error.contains(why), "{url} {args:?}: {error}");
+    }
 }
