@@ -8,6 +8,9 @@ use std::sync::{Mutex, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 use tokio::sync::watch;
 
+/// What is wrong with a leader whose followers don't answer.
+pub const NO_QUORUM: &str = "the leader does not hear from a quorum";
+
 /// This node's view of the leader.
 #[derive(Debug)]
 pub struct Leadership {
@@ -70,6 +73,18 @@ impl Leadership {
         self.status.get().map(|status| status.borrow().clone())
     }
 
+    /// Whether a quorum has given a sign of life lately, to a leader that needs others for one.
+    fn has_quorum(&self, status: &RaftStatus) -> bool {
+        status.voters.len() < 2 || status.quorum_acked.is_none_or(|at| clock::since(at) <= self.freshness)
+    }
+
+    /// Whether this node has the lead, but no quorum that it could do anything with.
+    pub fn leads_alone(&self) -> bool {
+        let Some(status) = self.status.get() else { return false };
+        let status = status.borrow();
+        status.state == ServerState::Leader && !self.has_quorum(&status)
+    }
+
     /// The term in which this node leads, has a quorum, and has seen all entries of earlier terms.
     pub fn leading(&self) -> Result<u64, Refusal> {
         let unavailable = |why: &str| Refusal::new(RefusalCode::Unavailable, why);
@@ -94,9 +109,8 @@ impl Leadership {
                 None => unavailable("there is no leader at present; try again"),
             });
         }
-        let fresh = status.quorum_acked.is_none_or(|at| clock::since(at) <= self.freshness);
-        if !fresh && status.voters.len() > 1 {
-            return Err(unavailable("the leader does not hear from a quorum; try again"));
+        if !self.has_quorum(&status) {
+            return Err(unavailable(&format!("{NO_QUORUM}; try again")));
         }
         if self.applied_term.load(Ordering::SeqCst) != status.term {
             return Err(unavailable("the new leader is still applying entries; try again"));

@@ -4,6 +4,7 @@
 use super::status::{REACH, probe};
 use super::{NodeState, Params, body, error};
 use crate::members;
+use crate::node::Node;
 use crate::peers::LeaderError;
 use axum::body::Bytes;
 use axum::extract::State;
@@ -25,10 +26,9 @@ pub(super) async fn leader(State(node): NodeState, params: Params) -> Response {
     };
     let status = node.raft_status();
     let found = status.leader.and_then(|id| Some((id, status.peers.get(&id)?)));
-    match found.filter(|_| node.leadership().removed().is_none()) {
-        Some((id, peer)) => {
-            body(&probe(node.config().http_scheme(), &status, id, peer, timeout).await, params.flag("pretty"))
-        }
+    let is_one = |node: &Node| node.leadership().removed().is_none() && !node.leadership().leads_alone();
+    match found.filter(|_| is_one(&node)) {
+        Some((id, peer)) => body(&probe(&node, &status, id, peer, timeout).await, params.flag("pretty")),
         None => error(StatusCode::SERVICE_UNAVAILABLE, "leader not found"),
     }
 }

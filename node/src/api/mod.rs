@@ -5,7 +5,7 @@
 //! |---|---|---|
 //! | `/db/execute`, `/db/query`, `/db/request` | | SQL, see [`sql`] |
 //! | `/tx` | | transactions over several requests, see [`tx`] |
-//! | `/readyz` | GET | 200 or 503, lines such as `[+]leader ok`; `noleader` leaves the leader out, `sync` waits until it has what the leader has, `timeout=10s` |
+//! | `/readyz` | GET | 200 or 503, lines such as `[+]leader ok`, which a quorum confirms within `timeout=2s`; `noleader` leaves the leader out, `sync` waits until it has what the leader has, `timeout=10s` |
 //! | `/status` | GET | JSON; `key=a.b` selects, `{}` if it isn't there; `pretty` indents |
 //! | `/nodes` | GET | JSON map by id, `ver=2` a list; `nonvoters`, `timeout=5s` |
 //! | `/leader` | GET | the leader, as one of `/nodes`; 503 while there is none |

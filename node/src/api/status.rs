@@ -1,8 +1,9 @@
 //! `/readyz`, `/status` and `/nodes`.
 
 use super::{NodeState, Params, RQLITE_VERSION, body, error};
+use crate::leadership::NO_QUORUM;
 use crate::node::Node;
-use crate::peers::{self, PeerRequest};
+use crate::peers::{self, PeerRequest, PeerResponse};
 use axum::extract::State;
 use axum::http::StatusCode;
 use axum::response::{IntoResponse, Response};
@@ -11,20 +12,34 @@ use serde_json::{Map, Value, json};
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
-/// How long `/readyz` waits for this node to have what the leader has, if the caller doesn't say.
+/// How long `/readyz?sync` waits for this node to have what the leader has, if the caller doesn't say.
 const SYNC: Duration = Duration::from_secs(10);
-/// How long `/nodes` waits for another node.
+/// How long another node may take to answer, if the caller doesn't say: to `/nodes`, and the leader to `/readyz`.
 pub(super) const REACH: Duration = Duration::from_secs(2);
 
 /// Whether the node serves: 200, or 503 and what is missing.
+///
+/// A leader is one only if a quorum says so now: with the others paused or cut off, Raft still has this node lead, or
+/// believe in the leader that it knew.
 pub(super) async fn readyz(State(node): NodeState, params: Params) -> Response {
-    let timeout = match params.duration("timeout") {
-        Ok(timeout) => timeout.unwrap_or(SYNC),
+    let (sync, noleader) = (params.flag("sync"), params.flag("noleader"));
+    let patience = match params.duration("timeout") {
+        Ok(timeout) => timeout.unwrap_or(if sync { SYNC } else { REACH }),
         Err(why) => return error(StatusCode::BAD_REQUEST, &why),
     };
-    let behind = match params.flag("sync") {
-        true => Some(in_sync(&node, timeout).await.err()),
-        false => None,
+    let deadline = tokio::time::Instant::now() + patience;
+    let confirmed = match noleader && !sync {
+        true => None,
+        false => Some(confirmed(&node, sync, deadline).await),
+    };
+    let behind = match &confirmed {
+        Some(Ok(index)) if sync => {
+            let late = || format!("is not there within {patience:?}");
+            let done = tokio::time::timeout_at(deadline, in_sync(&node, *index)).await;
+            Some(done.unwrap_or_else(|_| Err(late())).err())
+        }
+        Some(Err(why)) if sync => Some(Some(why.clone())),
+        _ => None,
     };
     let status = node.raft_status();
     let mut lines = Vec::new();
@@ -37,8 +52,8 @@ pub(super) async fn readyz(State(node): NodeState, params: Params) -> Response {
         });
     };
     line("node", status.running.clone().err());
-    if !params.flag("noleader") {
-        line("leader", status.leader.is_none().then(|| "not known".to_owned()));
+    if let Some(confirmed) = confirmed.filter(|_| !noleader) {
+        line("leader", confirmed.err());
     }
     if let Some(behind) = behind {
         line("sync", behind);
@@ -55,22 +70,32 @@ pub(super) async fn readyz(State(node): NodeState, params: Params) -> Response {
     (code, lines.join("\n") + "\n").into_response()
 }
 
-/// Waits until this node has what the leader had when it was asked.
-async fn in_sync(node: &Arc<Node>, timeout: Duration) -> Result<(), String> {
-    let wait = async {
-        let request = PeerRequest::ReadIndex { confirm: false };
-        let index = peers::ask_leader(node, request, timeout).await.map_err(|why| why.to_string())?;
-        node.wait_taken(index).await;
-        // A closed database has all that came for it.
-        for id in node.registry().in_use() {
-            if let Some(database) = node.registry().open(id).await? {
-                database.caught_up().await;
-            }
+/// Up to where the leader has committed, if a quorum confirms that it leads. With nobody to ask for that it is worth waiting
+/// only for who waits anyway.
+async fn confirmed(
+    node: &Arc<Node>,
+    is_patient: bool,
+    deadline: tokio::time::Instant,
+) -> Result<u64, String> {
+    if !is_patient && node.raft_status().leader.is_none() {
+        return Err("not known".to_owned());
+    }
+    if !is_patient && node.leadership().leads_alone() {
+        return Err(NO_QUORUM.to_owned());
+    }
+    node.confirmations().newest(node, deadline).await
+}
+
+/// Waits until this node has all up to an entry.
+async fn in_sync(node: &Arc<Node>, index: u64) -> Result<(), String> {
+    node.wait_taken(index).await;
+    // A closed database has all that came for it.
+    for id in node.registry().in_use() {
+        if let Some(database) = node.registry().open(id).await? {
+            database.caught_up().await;
         }
-        Ok(())
-    };
-    let late = || format!("is not there within {timeout:?}");
-    tokio::time::timeout(timeout, wait).await.unwrap_or_else(|_| Err(late()))
+    }
+    Ok(())
 }
 
 /// Everything that there is to say of the node.
@@ -98,7 +123,10 @@ fn describe(node: &Arc<Node>) -> Value {
     let arriving = node.machine().arriving().into_iter();
     let arriving: Vec<Value> =
         arriving.map(|(name, progress)| json!({ "name": name, "transfer": progress })).collect();
-    let leader = status.leader.and_then(|id| Some((id, status.peers.get(&id)?.raft_addr.clone())));
+    // Texts, as in rqlite, also where there is none.
+    let leader =
+        status.leader.and_then(|id| Some((id.to_string(), status.peers.get(&id)?.raft_addr.clone())));
+    let leader = leader.unwrap_or_default();
     let nodes: Vec<Value> = status
         .peers
         .iter()
@@ -121,7 +149,7 @@ fn describe(node: &Arc<Node>) -> Value {
             "addr": config.raft_adv_addr,
             "cluster_id": node.cluster_id(),
             "dir": config.data_dir.display().to_string(),
-            "leader": leader.map(|(id, addr)| json!({ "node_id": id.to_string(), "addr": addr })),
+            "leader": { "node_id": leader.0, "addr": leader.1 },
             "nodes": nodes,
             "fsm_index": status.applied_index,
             "db_applied_index": main.map(|db| db.index),
@@ -162,7 +190,7 @@ fn raft(status: &RaftStatus) -> Value {
     })
 }
 
-/// The members of the cluster, and whether this node reaches their HTTP.
+/// The members of the cluster, and whether this node reaches them.
 pub(super) async fn nodes(State(node): NodeState, params: Params) -> Response {
     let timeout = match params.duration("timeout") {
         Ok(timeout) => timeout.unwrap_or(REACH),
@@ -171,8 +199,7 @@ pub(super) async fn nodes(State(node): NodeState, params: Params) -> Response {
     let status = node.raft_status();
     let members =
         status.peers.iter().filter(|(id, _)| params.flag("nonvoters") || status.voters.contains(id));
-    let scheme = node.config().http_scheme();
-    let probes = members.map(|(id, peer)| probe(scheme, &status, *id, peer, timeout));
+    let probes = members.map(|(id, peer)| probe(&node, &status, *id, peer, timeout));
     let entries = futures_util::future::join_all(probes).await;
     let value = if params.get("ver") == Some("2") {
         json!({ "nodes": entries })
@@ -189,14 +216,15 @@ pub(super) async fn nodes(State(node): NodeState, params: Params) -> Response {
 
 /// What `/nodes` says of a member.
 pub(super) async fn probe(
-    scheme: &str,
+    node: &Arc<Node>,
     status: &RaftStatus,
     id: NodeId,
     peer: &Peer,
     timeout: Duration,
 ) -> Value {
     let began = Instant::now();
-    let reached = if id == status.node_id { Ok(()) } else { reach(&peer.http_addr, timeout).await };
+    let reached = if id == status.node_id { Ok(()) } else { reach(node, id, peer, timeout).await };
+    let scheme = node.config().http_scheme();
     let mut entry = json!({
         "id": id.to_string(),
         "api_addr": format!("{scheme}://{}", peer.http_addr),
@@ -213,12 +241,24 @@ pub(super) async fn probe(
     entry
 }
 
-async fn reach(address: &str, timeout: Duration) -> Result<(), String> {
-    match tokio::time::timeout(timeout, tokio::net::TcpStream::connect(address)).await {
-        Ok(Ok(_)) => Ok(()),
-        Ok(Err(error)) => Err(error.to_string()),
-        Err(_) => Err(format!("no answer within {timeout:?}")),
-    }
+/// Has a member answer, and its HTTP take a connection. The latter alone says little: the kernel does it for a process
+/// that stands still.
+async fn reach(node: &Arc<Node>, id: NodeId, peer: &Peer, timeout: Duration) -> Result<(), String> {
+    let answers = async {
+        match peers::ask(node, id, &PeerRequest::Hello, timeout).await {
+            PeerResponse::Hello { .. } => Ok(()),
+            PeerResponse::Unavailable(why) | PeerResponse::Refused(why) => Err(why),
+            other => Err(format!("the answer makes no sense: {other:?}")),
+        }
+    };
+    let connects = async {
+        match tokio::time::timeout(timeout, tokio::net::TcpStream::connect(&peer.http_addr)).await {
+            Ok(Ok(_)) => Ok(()),
+            Ok(Err(error)) => Err(format!("HTTP at {}: {error}", peer.http_addr)),
+            Err(_) => Err(format!("HTTP at {}: no connection within {timeout:?}", peer.http_addr)),
+        }
+    };
+    tokio::try_join!(answers, connects).map(|_| ())
 }
 
 /// A time as RFC 3339 has it, in UTC. The calendar is computed as in "chrono-compatible low-level date

@@ -37,6 +37,8 @@ struct Confirmed {
 #[derive(Debug, Default)]
 pub struct Confirmations {
     last: Mutex<Option<Confirmed>>,
+    /// Why there is none newer: of the last round, if that came to nothing.
+    failed: Mutex<Option<String>>,
     round: tokio::sync::Mutex<()>,
 }
 
@@ -48,18 +50,25 @@ impl Confirmations {
 
     /// Up to where a copy must go to have everything that is committed now; or why no leader has confirmed that in time.
     pub(crate) async fn newest(&self, node: &Arc<Node>, deadline: Instant) -> Result<u64, String> {
-        let why = Mutex::new("there is no leader at present".to_owned());
-        match timeout_at(deadline, self.get(node, Instant::now(), &why)).await {
+        match timeout_at(deadline, self.get(node, Instant::now())).await {
             Ok(confirmed) => confirmed.map(|confirmed| confirmed.index).map_err(|refusal| refusal.message),
-            Err(_) => {
-                let why = why.into_inner().unwrap_or_else(PoisonError::into_inner);
-                Err(format!("no leader has confirmed what is committed in time ({why})"))
-            }
+            Err(_) => Err(format!("{} in time", self.late())),
         }
     }
 
+    /// What to say when nothing was confirmed in time.
+    fn late(&self) -> String {
+        let failed = self.failed.lock().unwrap_or_else(PoisonError::into_inner);
+        let why = failed.as_deref().unwrap_or("it has not answered so far");
+        format!("no leader has confirmed what is committed ({why})")
+    }
+
+    fn came_to(&self, failed: Option<String>) {
+        *self.failed.lock().unwrap_or_else(PoisonError::into_inner) = failed;
+    }
+
     /// A position that was confirmed at `since` or later. The caller sees to a deadline.
-    async fn get(&self, node: &Arc<Node>, since: Instant, why: &Mutex<String>) -> Result<Confirmed, Refusal> {
+    async fn get(&self, node: &Arc<Node>, since: Instant) -> Result<Confirmed, Refusal> {
         if let Some(confirmed) = self.since(since) {
             return Ok(confirmed);
         }
@@ -74,6 +83,7 @@ impl Confirmations {
                 PeerResponse::Index(index) => {
                     let confirmed = Confirmed { at, index };
                     *self.last.lock().unwrap_or_else(PoisonError::into_inner) = Some(confirmed);
+                    self.came_to(None);
                     return Ok(confirmed);
                 }
                 PeerResponse::Refused(why) => return Err(Refusal::new(RefusalCode::Unavailable, why)),
@@ -81,7 +91,7 @@ impl Confirmations {
                 PeerResponse::NotLeader(_) => "there is no leader at present".into(),
                 other => format!("the leader's answer makes no sense: {other:?}"),
             };
-            *why.lock().unwrap_or_else(PoisonError::into_inner) = reason;
+            self.came_to(Some(reason));
             tokio::time::sleep(RETRY_PAUSE).await;
         }
     }
@@ -128,14 +138,11 @@ async fn reach(
     let confirmed = match (goal, since) {
         (ReadGoal::Index(index), _) => Confirmed { at: asked, index },
         (_, since) => {
-            let why = Mutex::new("there is no leader at present".to_owned());
-            let got = node.confirmations().get(&node, since.unwrap_or(asked), &why);
+            // On the heap: what it takes to ask the leader is not to be a part of every session.
+            let got = Box::pin(node.confirmations().get(&node, since.unwrap_or(asked)));
             match timeout_at(deadline, got).await {
                 Ok(confirmed) => confirmed?,
-                Err(_) => {
-                    let why = why.into_inner().unwrap_or_else(PoisonError::into_inner);
-                    return Err(late(format!("no leader has confirmed what is committed ({why})")));
-                }
+                Err(_) => return Err(late(node.confirmations().late())),
             }
         }
     };

@@ -6,6 +6,7 @@ mod bad_input;
 mod contract;
 mod document;
 mod leader;
+mod quorum;
 mod statements;
 mod transactions;
 mod users;
