@@ -207,6 +207,11 @@ impl RequestHandler for PeerHandler {
     fn handle(&self, from: NodeId, request: Bytes) -> BoxFuture<'static, Bytes> {
         let node = self.node.get().and_then(Weak::upgrade);
         Box::pin(async move {
+            if fault::is_earlier() && is_later(&request) {
+                let response =
+                    PeerResponse::Refused(format!("{NO_SENSE}: expected value at line 1 column 1"));
+                return serde_json::to_vec(&response).unwrap_or_default().into();
+            }
             if statements::is_request(&request) {
                 return answer_sql(node, from, &request).await.encode();
             }
@@ -238,6 +243,12 @@ impl RequestHandler for PeerHandler {
             }
         })
     }
+}
+
+/// Whether a request is of a kind that not all versions have known.
+fn is_later(request: &[u8]) -> bool {
+    statements::is_numbered(request)
+        || matches!(serde_json::from_slice(request), Ok(PeerRequest::MayJoin { .. }))
 }
 
 /// Runs SQL that a member was asked to run, where nothing of Raft's runs.

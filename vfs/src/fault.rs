@@ -9,6 +9,9 @@
 //! `apply.framed` `apply.indexed` `apply.published` `gate.decided`; where it gets a
 //! state from another one, `transfer.staged` (each frame of pages) `install.prepared` `install.published`
 //! `install.stored`; and where it comes into a cluster `admission.stored`.
+//!
+//! With the same feature, `QUIRE_AS_EARLIER=1` makes a node answer others as one of an earlier version does: the requests that
+//! came later make no sense to it.
 
 /// Dies here if the environment says so.
 #[cfg(feature = "fault-points")]
@@ -37,3 +40,19 @@ pub fn point(name: &str) {
 #[cfg(not(feature = "fault-points"))]
 #[inline(always)]
 pub fn point(_name: &str) {}
+
+/// Whether this process plays one of an earlier version.
+#[cfg(feature = "fault-points")]
+pub fn is_earlier() -> bool {
+    use std::sync::OnceLock;
+
+    static EARLIER: OnceLock<bool> = OnceLock::new();
+    *EARLIER.get_or_init(|| std::env::var_os("QUIRE_AS_EARLIER").is_some())
+}
+
+/// It doesn't: the feature `fault-points` is off.
+#[cfg(not(feature = "fault-points"))]
+#[inline(always)]
+pub fn is_earlier() -> bool {
+    false
+}

@@ -27,6 +27,11 @@ pub(crate) fn is_request(bytes: &[u8]) -> bool {
     matches!(bytes, [PLAIN | NUMBERED, ..])
 }
 
+/// Whether it is a request with a number, which earlier versions don't know.
+pub(crate) fn is_numbered(bytes: &[u8]) -> bool {
+    bytes.first() == Some(&NUMBERED)
+}
+
 /// Whether it is a question.
 pub(crate) fn is_question(bytes: &[u8]) -> bool {
     bytes.first() == Some(&QUESTION)

@@ -5,6 +5,7 @@
 mod bad_input;
 mod contract;
 mod document;
+mod earlier;
 mod leader;
 mod quorum;
 mod statements;
