@@ -96,6 +96,7 @@ pub fn router(node: Arc<Node>, auth: Option<Arc<Auth>>) -> Router {
         })
         .layer(middleware::from_fn_with_state(auth, common))
         .layer(middleware::from_fn_with_state(own, own_pages))
+        .layer(middleware::map_response(versioned))
         .with_state(node)
 }
 
@@ -132,7 +133,13 @@ async fn own_pages(State(own): State<Option<Arc<OwnNames>>>, request: Request, n
     next.run(request).await
 }
 
-/// What every request has in common: who may do it, a deadline, rqlite's version header, OPTIONS.
+/// Clients of rqlite look for its version in every answer.
+async fn versioned(mut response: Response) -> Response {
+    response.headers_mut().insert("x-rqlite-version", HeaderValue::from_static(RQLITE_VERSION));
+    response
+}
+
+/// What every request has in common: who may do it, a deadline, OPTIONS.
 async fn common(State(auth): State<Option<Arc<Auth>>>, request: Request, next: Next) -> Response {
     let needed = auth::needed(request.method(), request.uri().path());
     let verdict = match &auth {
@@ -148,7 +155,7 @@ async fn common(State(auth): State<Option<Arc<Auth>>>, request: Request, next: N
     };
     // These have deadlines of their own; a write must not be given up while its outcome is open.
     let has_deadline = ["/db/", "/tx", "/boot"].iter().any(|path| request.uri().path().starts_with(path));
-    let mut response = if request.method() == axum::http::Method::OPTIONS {
+    if request.method() == axum::http::Method::OPTIONS {
         StatusCode::OK.into_response()
     } else if verdict == Verdict::Denied {
         // No body, as rqlite has it.
@@ -162,9 +169,7 @@ async fn common(State(auth): State<Option<Arc<Auth>>>, request: Request, next: N
             Ok(response) => response,
             Err(_) => error(StatusCode::REQUEST_TIMEOUT, "the request took too long"),
         }
-    };
-    response.headers_mut().insert("x-rqlite-version", HeaderValue::from_static(RQLITE_VERSION));
-    response
+    }
 }
 
 /// An error as JSON.

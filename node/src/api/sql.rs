@@ -44,7 +44,10 @@ async fn serve(State(node): NodeState, kind: Kind, request: Request) -> Response
     let mut room = None;
     let (text, body) = if parts.method == Method::GET {
         match super::Params::parse(&query).get("q") {
-            Some(sql) if !sql.trim().is_empty() => (true, Bytes::copy_from_slice(sql.as_bytes())),
+            Some(sql) if !sql.trim().is_empty() => match is_text_as_sent(sql, &query) {
+                true => (true, Bytes::copy_from_slice(sql.as_bytes())),
+                false => return failed(StatusCode::BAD_REQUEST, "the SQL is not UTF-8", false),
+            },
             _ => {
                 return failed(
                     StatusCode::BAD_REQUEST,
@@ -69,6 +72,13 @@ async fn serve(State(node): NodeState, kind: Kind, request: Request) -> Response
         response.headers_mut().insert("x-rqlite-served-by", by);
     }
     response
+}
+
+/// Whether SQL from a query is what its bytes say: what is no UTF-8 in them has become U+FFFD by now, which can also have
+/// been sent.
+fn is_text_as_sent(sql: &str, query: &str) -> bool {
+    const LOST: char = '\u{fffd}';
+    !sql.contains(LOST) || query.contains(LOST) || query.to_ascii_uppercase().contains("%EF%BF%BD")
 }
 
 /// Whether a body is SQL as it is.

@@ -73,7 +73,7 @@ impl Queues {
         deadline: Instant,
     ) -> Reply {
         let full = || Reply::Failed { status: 503, message: "the queue is full".into(), retry: true };
-        if node.raft_status().leader.is_none() {
+        if node.raft_status().leader.is_none() || node.leadership().leads_alone() {
             return Reply::Failed { status: 503, message: "leader not found".into(), retry: true };
         }
         if let Err(reply) = super::fresh::open(node, &options.database, deadline).await {

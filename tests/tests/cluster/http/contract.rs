@@ -76,6 +76,8 @@ fn without_quorum(at: &str) {
         assert!(!is_write || answer.body.contains("leader not found"), "{path}: {answer:?}");
         assert_eq!(answer.header("retry-after"), Some("1"), "{path}: {answer:?}");
     }
+    let queued = post(at, "/db/execute?queue", r#"["INSERT INTO t VALUES('never')"]"#);
+    assert_eq!((queued.status, queued.body.as_str()), (503, "leader not found\n"), "{queued:?}");
     let here = ok(at, "/db/query?level=none", r#"["SELECT count(*) FROM t WHERE x = 'never'"]"#);
     assert!(here.contains("[[0]]"), "{here}");
     assert_eq!(get(at, "/readyz?noleader&timeout=1s").status, 200);

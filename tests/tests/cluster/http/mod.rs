@@ -6,6 +6,7 @@ mod bad_input;
 mod contract;
 mod document;
 mod earlier;
+mod edges;
 mod leader;
 mod quorum;
 mod statements;
@@ -62,6 +63,7 @@ fn sql_over_http() {
     step("bodies that make no sense", || bad_input::bad_bodies(&scene));
     step("slow clients", || bad_input::slow_clients(&scene));
     step("the document", || document::document(&scene));
+    step("between its rows", || edges::edges(&scene));
     step("too many at once", || bad_input::overload(&scene));
     step("much of everything", || bad_input::much(&scene));
     step("queued writes", || transactions::queued(&scene));
