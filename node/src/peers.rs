@@ -235,6 +235,11 @@ impl RequestHandler for PeerHandler {
         })
     }
 
+    /// What a client of another node waited for.
+    fn ends_with_caller(&self, request: &[u8]) -> bool {
+        statements::is_request(request)
+    }
+
     fn bulk(&self, from: NodeId, stream: Bulk) -> BoxFuture<'static, ()> {
         let node = self.node.get().and_then(Weak::upgrade);
         Box::pin(async move {
@@ -265,10 +270,20 @@ async fn answer_sql(node: Option<Arc<Node>>, from: NodeId, request: &Bytes) -> A
         return Answer::Response { status: 500, retry: false, body };
     };
     let work = service.runtime().clone().spawn(async move { service.serve_node(&node, from, request).await });
+    // It ends with this future.
+    let _end = EndWithMe(work.abort_handle());
     work.await.unwrap_or_else(|error| {
         let body = format!("outcome unknown: the request failed by a bug: {error}").into();
         Answer::Response { status: 500, retry: false, body }
     })
+}
+
+struct EndWithMe(tokio::task::AbortHandle);
+
+impl Drop for EndWithMe {
+    fn drop(&mut self) {
+        self.0.abort();
+    }
 }
 
 /// Answers a request of a peer, if it may ask for that.

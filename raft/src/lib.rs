@@ -134,8 +134,16 @@ pub trait StateMachine: Send + Sync + 'static {
 /// Serves requests that other nodes forward to this one.
 pub trait RequestHandler: Send + Sync + 'static {
     /// Answers one request. `from` is the id in the sender's certificate; the sender holds the cluster key, but need
-    /// not be a member yet. The future is dropped after two minutes; a caller that gave up earlier doesn't end it.
+    /// not be a member yet. The future is dropped after two minutes; a caller that gave up earlier doesn't end it, but where
+    /// [`RequestHandler::ends_with_caller`] says so.
     fn handle(&self, from: NodeId, request: Bytes) -> BoxFuture<'static, Bytes>;
+
+    /// Whether a request is given up, and its future dropped, as soon as nobody waits for the answer any more: the caller has
+    /// given it up, or is gone.
+    fn ends_with_caller(&self, request: &[u8]) -> bool {
+        let _ = request;
+        false
+    }
 
     /// Serves a bulk stream that another node opened ([`Raft::open_bulk`]). Dropping it ends it.
     fn bulk(&self, from: NodeId, stream: Bulk) -> BoxFuture<'static, ()>;

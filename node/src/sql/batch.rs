@@ -4,7 +4,7 @@
 use super::autocommit::{Ran, settle, unshown};
 use super::consent::{self, Origin};
 use super::gates::{Ear, OpenError, open_writer};
-use super::guard::{Guard, Mode};
+use super::guard::{Gone, Guard, Mode};
 use super::json::Json;
 use super::request::{Request, Statement};
 use super::run::{self, Bounded, Failure, Runner, write_error};
@@ -282,6 +282,9 @@ impl<'a> Session<'a> {
             return;
         }
         for (i, statement) in request.statements.iter().enumerate() {
+            if member.job.reply.is_closed() {
+                return;
+            }
             match self.autocommit(&mut member, statement, limit) {
                 Ok(None) => {}
                 Ok(at) => index = at,
@@ -323,8 +326,9 @@ impl<'a> Session<'a> {
             let mark = member.json.mark();
             open.ear.take();
             let asking = Asking::before(writer, open, member.alone());
-            let ran = open.statement(&request, statement, Mode::Alone, limit, &mut member.json);
-            let is_abandoned = !asking.end().is_empty();
+            let gone = &member.job.gone;
+            let ran = open.statement(&request, statement, Mode::Alone, (limit, gone), &mut member.json);
+            let is_abandoned = !asking.end().is_empty() || member.job.reply.is_closed();
             let why = match settle(ran, open.ear.take(), run::is_single(&statement.sql)) {
                 Ran::Done(index) => return Ok(index),
                 Ran::InPart(index, why) => {
@@ -418,16 +422,17 @@ impl Open {
         &self.connection
     }
 
-    /// Runs a client's statement.
+    /// Runs a client's statement, until then, and as long as somebody waits for it.
     pub(super) fn statement(
         &self,
         request: &Request,
         statement: &Statement,
         mode: Mode,
-        limit: Instant,
+        (limit, gone): (Instant, &Gone),
         json: &mut Json,
     ) -> Result<(), Failure> {
         self.guard.enter(mode, Some(limit));
+        self.guard.runs_for(gone);
         let ran = self.runner(request).statement(statement, json, &mut Bounded(MAX_RESULT));
         self.guard.leave();
         ran
@@ -502,7 +507,8 @@ impl Open {
                 self.savepoint()?;
             }
             let mark = member.json.mark();
-            let ran = self.statement(&request, statement, mode, limit, &mut member.json);
+            let until = (limit, &member.job.gone);
+            let ran = self.statement(&request, statement, mode, until, &mut member.json);
             if self.connection.is_autocommit() {
                 // Only a failure can have ended it.
                 let message =

@@ -36,6 +36,27 @@ pub enum Mode {
     Vacuum,
 }
 
+/// Told when nobody waits any more for what SQL comes to. Clones are the same.
+#[derive(Clone, Debug, Default)]
+pub struct Gone(Arc<AtomicBool>);
+
+impl Gone {
+    /// Whoever holds this waits.
+    pub fn waiter(&self) -> Waiter {
+        Waiter(self.clone())
+    }
+}
+
+/// Somebody who waits for what SQL comes to, until it is dropped.
+#[derive(Debug)]
+pub struct Waiter(Gone);
+
+impl Drop for Waiter {
+    fn drop(&mut self) {
+        self.0.0.store(true, Relaxed);
+    }
+}
+
 #[derive(Debug)]
 struct State {
     began: Instant,
@@ -44,6 +65,8 @@ struct State {
     deadline: AtomicU64,
     /// Nobody waits for the result any more.
     cancelled: Arc<AtomicBool>,
+    /// The same, of the request that runs.
+    gone: Mutex<Option<Gone>>,
     /// Why the last statement was denied.
     denied: Mutex<Option<String>>,
 }
@@ -60,6 +83,7 @@ impl Guard {
             mode: AtomicU8::new(Mode::Ours as u8),
             deadline: AtomicU64::new(u64::MAX),
             cancelled: Arc::default(),
+            gone: Mutex::default(),
             denied: Mutex::new(None),
         });
         connection.busy_timeout(BUSY)?;
@@ -74,7 +98,9 @@ impl Guard {
         connection.authorizer(Some(move |context: AuthContext<'_>| guard.authorize(&context)))?;
         let watch = state.clone();
         let stop = move || {
+            let gone = || watch.gone.lock().unwrap_or_else(PoisonError::into_inner);
             watch.cancelled.load(Relaxed)
+                || gone().as_ref().is_some_and(|gone| gone.0.load(Relaxed))
                 || watch.began.elapsed().as_nanos() as u64 > watch.deadline.load(Relaxed)
         };
         connection.progress_handler(INSTRUCTIONS, Some(stop))?;
@@ -88,6 +114,11 @@ impl Guard {
         self.0.deadline.store(at, Relaxed);
     }
 
+    /// From now on, until [`Guard::leave`], what runs is for whoever waits there, and ends when nobody does.
+    pub fn runs_for(&self, gone: &Gone) {
+        *self.0.gone.lock().unwrap_or_else(PoisonError::into_inner) = Some(gone.clone());
+    }
+
     /// What runs next is one statement; if it is a VACUUM and may run, it may do what belongs to one.
     pub fn expect(&self, sql: &str) {
         let word = sql.trim_start().get(..6).is_some_and(|word| word.eq_ignore_ascii_case("vacuum"));
@@ -99,6 +130,7 @@ impl Guard {
 
     /// From now on it is the node's own SQL.
     pub fn leave(&self) {
+        *self.0.gone.lock().unwrap_or_else(PoisonError::into_inner) = None;
         self.enter(Mode::Ours, None);
     }
 
@@ -343,6 +375,13 @@ mod tests {
         assert!(guard.is_late());
         guard.enter(Mode::Shared, None);
         connection.query_row("SELECT count(*) FROM t", [], |_| Ok(())).unwrap();
+        let gone = Gone::default();
+        let waiter = gone.waiter();
+        guard.runs_for(&gone);
+        connection.query_row("SELECT count(*) FROM t", [], |_| Ok(())).unwrap();
+        drop(waiter);
+        assert!(connection.query_row(FOREVER, [], |_| Ok(())).is_err());
+        guard.leave();
         guard.cancelled().store(true, Relaxed);
         assert!(connection.query_row(FOREVER, [], |_| Ok(())).is_err());
     }

@@ -4,7 +4,7 @@
 
 use super::batch::{Committed, NotBegun, Open};
 use super::ffi;
-use super::guard::Mode;
+use super::guard::{Gone, Mode};
 use super::request::Request;
 use super::run;
 use super::service::ELECTION;
@@ -25,7 +25,7 @@ const PAUSE: Duration = Duration::from_millis(5);
 /// A request within a transaction, or its end.
 #[derive(Debug)]
 enum Command {
-    Run(Arc<Request>, oneshot::Sender<Result<Vec<u8>, EndError>>),
+    Run(Arc<Request>, Gone, oneshot::Sender<Result<Vec<u8>, EndError>>),
     /// The flag is set once it is tried.
     Commit(Arc<AtomicBool>, oneshot::Sender<Result<Option<u64>, EndError>>),
     Rollback(oneshot::Sender<Result<Option<u64>, EndError>>),
@@ -126,9 +126,11 @@ impl Transactions {
         answer.await.unwrap_or(Err(EndError::NotFound))
     }
 
-    /// Runs statements within one.
+    /// Runs statements within one. Dropped, it interrupts them.
     pub async fn run(&self, id: &str, request: Arc<Request>) -> Result<Vec<u8>, EndError> {
-        self.ask(id, |reply| Command::Run(request, reply)).await
+        let gone = Gone::default();
+        let _waiter = gone.waiter();
+        self.ask(id, |reply| Command::Run(request, gone, reply)).await
     }
 
     /// Commits one; the log index, if it changed anything.
@@ -190,8 +192,8 @@ fn serve(open: &Open, commands: &Receiver<Command>, limits: Limits) {
     loop {
         let left = limits.until.saturating_duration_since(Instant::now());
         match commands.recv_timeout(left.min(limits.idle)) {
-            Ok(Command::Run(request, reply)) => {
-                let ran = statements(open, &request, limits.until);
+            Ok(Command::Run(request, gone, reply)) => {
+                let ran = statements(open, &request, (limits.until, &gone));
                 let is_over = ran.is_err();
                 let _ = reply.send(ran);
                 if is_over {
@@ -218,13 +220,13 @@ fn serve(open: &Open, commands: &Receiver<Command>, limits: Limits) {
     }
 }
 
-fn statements(open: &Open, request: &Request, until: Instant) -> Result<Vec<u8>, EndError> {
+fn statements(open: &Open, request: &Request, (until, gone): (Instant, &Gone)) -> Result<Vec<u8>, EndError> {
     let began = Instant::now();
     let limit = request.db_timeout.map_or(until, |timeout| until.min(began + timeout));
     let mut json = run::begin(&request.output);
     ffi::forget_last_rowid(open.connection());
     for statement in &request.statements {
-        let ran = open.statement(request, statement, Mode::Alone, limit, &mut json);
+        let ran = open.statement(request, statement, Mode::Alone, (limit, gone), &mut json);
         if open.connection().is_autocommit() {
             let why = ran.err().map_or_else(|| "it ended".into(), |failure| failure.message);
             return Err(EndError::RolledBack(format!("the transaction was rolled back: {why}")));

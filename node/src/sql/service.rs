@@ -7,6 +7,7 @@
 use super::consent::{self, Fate, Origin, Sent, Waiting};
 use super::forward::{Answer, Forward};
 use super::fresh::{fresh, open};
+use super::guard::Gone;
 use super::interactive::{EndError, Limits, Transactions};
 use super::options::Options;
 use super::queue::Queues;
@@ -494,7 +495,9 @@ impl Service {
         let database = open(node, &options.database, deadline).await.map_err(WriteHere::Reply)?;
         let (reply, answer) = oneshot::channel();
         let alone = request.statements.iter().any(|s| needs_a_connection(&s.sql));
-        let job = Job { request, alone, deadline, origin, reply };
+        let gone = Gone::default();
+        let _waiter = gone.waiter();
+        let job = Job { request, alone, deadline, origin, gone, reply };
         let submitted = self.entry(node, &database).writer.submit(job);
         let written = match submitted {
             Err(error) => Err(error),

@@ -12,6 +12,7 @@
 //! - Some failures end the whole transaction: an interrupt at `db_timeout`, a full disk, `ON CONFLICT ROLLBACK`. Nothing
 //!   has been answered by then. So the batch begins again, and the statement that did it is not run again: its error is
 //!   known.
+//! - A request for which nobody waits any more is interrupted in the same way, and not run again.
 //! - What can't run in a transaction, or would be felt on the connection afterwards, has the connection to itself, and
 //!   the connection is given up after it.
 //! - Nobody is answered before the outcome is known. Refused: nothing happened, the batch is run again, or each of it
@@ -20,6 +21,7 @@
 
 use super::batch::Session;
 use super::consent::{Origin, Sent};
+use super::guard::Gone;
 use super::request::Request;
 use crate::db::database::Database;
 use std::collections::VecDeque;
@@ -59,6 +61,8 @@ pub struct Job {
     pub deadline: Instant,
     /// Who is asked before it is committed.
     pub origin: Option<Origin>,
+    /// Whether anybody waits.
+    pub gone: Gone,
     /// Who waits.
     pub reply: oneshot::Sender<Result<Vec<u8>, WriteError>>,
 }

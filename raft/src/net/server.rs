@@ -277,7 +277,12 @@ impl Server {
             Ok((room, recv.one(self.request_bytes).await?))
         };
         let (_room, body) = within(TRANSFER, read).await?;
-        let handled = tokio::time::timeout(HANDLE, self.handler.handle(peer, body)).await;
+        let ends = self.handler.ends_with_caller(&body);
+        let handled = tokio::select! {
+            biased;
+            handled = tokio::time::timeout(HANDLE, self.handler.handle(peer, body)) => handled,
+            _ = send.stopped(), if ends => return Ok(()),
+        };
         let answer = handled.map_err(|_| gone("the request took too long"))?;
         if answer.len() > self.request_bytes {
             return Err(gone(format!("an answer of {} bytes exceeds the limit", answer.len())));

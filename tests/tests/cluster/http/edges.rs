@@ -1,13 +1,15 @@
 //! What lies between the rows of the document: what is in every answer, bad input in each place where there can be some, and
 //! a read replica.
 
-use super::Scene;
+use super::{ENDLESS, Scene};
 use quire_tests::TestCluster;
 use quire_tests::crash::PATIENCE;
 use quire_tests::http::{get, ok, post, read, request};
 use serde_json::{Value, json};
-use std::io::Write;
+use std::io::{Read, Write};
 use std::net::TcpStream;
+use std::thread;
+use std::time::Duration;
 
 const TEXT: &[&str] = &["Content-Type: text/plain"];
 
@@ -18,6 +20,8 @@ pub(super) fn edges(scene: &Scene) {
     within_batches(scene);
     schemas(scene);
     outside(scene);
+    gone(scene);
+    gone_from_transactions(scene);
 }
 
 /// The version is in every answer, results are JSON, errors text or JSON.
@@ -202,6 +206,83 @@ fn outside(scene: &Scene) {
             assert_eq!(answer["results"], json!([{ "error": error }]), "{kind} {sql}");
         }
     }
+}
+
+/// Sends a request, whose answer is for nobody.
+fn send(address: &str, path: &str, body: &Value) -> TcpStream {
+    let body = body.to_string();
+    let mut stream = TcpStream::connect(address).unwrap();
+    write!(stream, "POST {path} HTTP/1.1\r\nHost: x\r\nContent-Length: {}\r\n\r\n{body}", body.len())
+        .unwrap();
+    stream
+}
+
+/// A write that nobody waits for any more ends, and those behind it go on; wherever it came in.
+fn gone(scene: &Scene) {
+    let at = &scene.leader;
+    let cluster = &scene.test.cluster;
+    let numbers = |line: &str| get(at, "/metrics").body.contains(&format!("{line}\n"));
+    let holds_up = |n: u8| numbers(&format!("quire_db_waiting_writers{{db=\"main\"}} {n}"));
+    let count = || scene.count("SELECT count(*) FROM edge");
+    let endless = format!("INSERT INTO edge {ENDLESS} SELECT max(n) FROM c");
+    for (n, address) in scene.all().enumerate() {
+        for (m, sql) in [endless.clone(), format!("PRAGMA foreign_keys=ON; {endless}")].iter().enumerate() {
+            let before = count();
+            assert!(before > 0);
+            // It begins when another writer, and then one behind it, can be seen to wait.
+            let id = post(at, "/tx?timeout=80s&idle=80s", "").json()["id"].as_str().unwrap().to_owned();
+            let left = send(address, "/db/execute?timeout=1h", &json!(["DELETE FROM edge", sql]));
+            cluster.wait("it to wait", PATIENCE, |_| holds_up(1)).unwrap();
+            let row = 1000 + 10 * n + m;
+            let insert = json!([format!("INSERT INTO edge VALUES({row})")]).to_string();
+            thread::scope(|scope| {
+                let behind = scope.spawn(|| ok(at, "/db/execute?timeout=80s", &insert));
+                let waits = |_: &_| numbers("quire_http_waiting_requests{db=\"main\"} 1");
+                cluster.wait("a write to wait for it", PATIENCE, waits).unwrap();
+                ok(at, &format!("/tx/{id}/rollback"), "");
+                // Alone on its connection, what came before is committed by itself.
+                let runs = |_: &_| if m == 0 { holds_up(0) } else { count() == 0 };
+                cluster.wait("it to run", PATIENCE, runs).unwrap();
+                drop(left);
+                let done = json!({ "results": [{ "last_insert_id": row, "rows_affected": 1 }] });
+                assert_eq!(behind.join().unwrap(), done.to_string(), "{address} {sql}");
+            });
+            assert_eq!(count(), [before + 1, 1][m], "{address} {sql}");
+        }
+    }
+}
+
+/// The same within a transaction: a read ends alone, a write takes it along.
+fn gone_from_transactions(scene: &Scene) {
+    let at = &scene.followers[0];
+    let cluster = &scene.test.cluster;
+    let read = json!([format!("{ENDLESS} SELECT max(n) FROM c")]);
+    let write = json!([format!("INSERT INTO edge {ENDLESS} SELECT max(n) FROM c")]);
+    for (body, status) in [(read, 200), (write, 404)] {
+        let id = post(at, "/tx?timeout=1h&idle=1h", "").json()["id"].as_str().unwrap().to_owned();
+        let path = format!("/tx/{id}/query");
+        // While it is at work, there is no answer to the next.
+        let is_at_work = || {
+            let mut next = send(at, &path, &json!(["SELECT 1"]));
+            next.set_read_timeout(Some(Duration::from_secs(3))).unwrap();
+            next.read(&mut [0; 64]).is_err()
+        };
+        let left = loop {
+            let left = send(at, &format!("/tx/{id}/execute"), &body);
+            left.set_nonblocking(true).unwrap();
+            // If it came just while the other one was looked at.
+            let is_refused = || left.peek(&mut [0]).is_ok();
+            cluster.wait("it to be at work", PATIENCE, |_| is_refused() || is_at_work()).unwrap();
+            if !is_refused() {
+                break left;
+            }
+        };
+        drop(left);
+        let is_over = |_: &_| post(at, &path, r#"["SELECT 1"]"#).status == status;
+        cluster.wait("it to end", PATIENCE, is_over).unwrap();
+        assert_eq!(post(at, &format!("/tx/{id}/rollback"), "").status, status, "{body}");
+    }
+    ok(&scene.leader, "/db/execute", r#"["DELETE FROM edge"]"#);
 }
 
 /// A read replica: who lists it, and what it answers when nobody leads any more.
