@@ -109,6 +109,15 @@ shell.type(
     "WITH RECURSIVE c(n) AS (SELECT 1 UNION ALL SELECT n+1 FROM c) SELECT max(n) FROM c;" + ENTER, r"\n$"
 )
 shell.interrupt()
+# A write that it ends keeps nobody waiting.
+shell.type(".timeout 10m" + ENTER, r"\n" + PROMPT)
+shell.type(
+    "INSERT INTO terminal(alpha) WITH RECURSIVE c(n) AS (SELECT 1 UNION ALL SELECT n+1 FROM c) SELECT max(n) FROM c;"
+    + ENTER,
+    r"\n$",
+)
+shell.interrupt()
+shell.type("DELETE FROM terminal WHERE alpha = 'none';" + ENTER, r"changes: 0.*" + PROMPT)
 shell.type("SELECT 'goes on';" + ENTER, r"\| goes on +\|.*" + PROMPT)
 # The prompt shows an open transaction.
 shell.type("BEGIN;" + ENTER, r"quire:main\*> $")

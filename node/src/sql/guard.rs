@@ -255,6 +255,11 @@ fn pragma(name: &str, value: Option<&str>, alone: bool) -> Result<(), String> {
     if alone { Ok(()) } else { Err(format!("PRAGMA {name} can't be set here")) }
 }
 
+/// Whether it is a pragma that changes how the connection works.
+pub fn is_setting(name: &str) -> bool {
+    SETTINGS.iter().any(|known| known.eq_ignore_ascii_case(name))
+}
+
 /// Whether it is a pragma that looks at, or changes, no more than the connection and its database.
 pub fn is_harmless(name: &str) -> bool {
     PLAIN.iter().chain(&SETTINGS).any(|known| known.eq_ignore_ascii_case(name))

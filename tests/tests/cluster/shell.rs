@@ -3,6 +3,7 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "tests")]
 
 mod https;
+mod import;
 
 use quire_tests::crash::PATIENCE;
 use quire_tests::{TestCluster, programs, step};
@@ -56,6 +57,7 @@ fn a_shell_on_three_nodes() {
     step("errors", || errors(&address));
     step("transactions", || transactions(&other));
     step("dot commands", || dot_commands(&address, &other));
+    step("tables from text files", || import::imports(&other, test.dir.path()));
     step("files", || files(&other, test.dir.path()));
     step("a closed pipe", || closed_pipe(&address));
     step("at a terminal", || terminal(&address, test.dir.path()));
@@ -96,6 +98,22 @@ fn errors(address: &str) {
     assert_eq!(shell(address, &[], "SELECT 1;\n.quit 7\nSELECT nope;").status, 7);
     let ran = shell(address, &["--db", "../x", "SELECT 1"], "");
     assert!(ran.status == 1 && ran.error.contains("can't name a database"), "{ran:?}");
+    let ran = shell(address, &[], "SELECT 1;\n.read /dev/zero\nSELECT 2;\n");
+    assert_eq!((ran.status, &*ran.out), (1, "1\n2\n"), "{ran:?}");
+    assert!(
+        ran.error.contains("near line 1 of /dev/zero: reading the input: a line has more than"),
+        "{ran:?}"
+    );
+    // What is over with its statement is said to be so.
+    let ran = shell(
+        address,
+        &[],
+        "PRAGMA foreign_keys=ON;\nPRAGMA foreign_keys=OFF;\nCREATE TEMP TABLE gone(x);\n",
+    );
+    let said =
+        ["a setting lasts as long as its statement", "what is temporary lasts as long as its statement"];
+    assert_eq!((ran.status, ran.error.lines().count()), (0, 2), "{ran:?}");
+    assert!(said.iter().all(|said| ran.error.contains(said)), "{ran:?}");
     let nobody = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().to_string();
     let ran = shell(&nobody, &["SELECT 1"], "");
     assert!(ran.status == 1 && ran.error.contains("does not answer"), "{ran:?}");

@@ -103,7 +103,7 @@ fn dot(line: &str, names: impl FnOnce() -> Names) -> Offer {
             let names = names();
             of(names.0.iter().map(|(name, _)| name.as_str()).collect())
         }
-        ".read" | ".backup" | ".restore" | ".output" | ".dump" => Offer::Files,
+        ".read" | ".backup" | ".restore" | ".output" | ".dump" | ".import" => Offer::Files,
         _ => of(Vec::new()),
     }
 }

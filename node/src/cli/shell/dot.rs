@@ -3,7 +3,7 @@
 use super::error::Error;
 use super::mode::{MODES, Mode};
 use super::session::LEVELS;
-use super::{Flow, Shell, dot_cluster, dot_files, dot_schema};
+use super::{Flow, Shell, dot_cluster, dot_files, dot_import, dot_schema};
 use crate::api::Params;
 
 /// A command.
@@ -36,6 +36,7 @@ pub(super) const COMMANDS: &[Command] = commands! {
     ["expvar"], "[KEY]", 1, "The node's counters, as JSON", dot_cluster::expvar;
     ["headers"], "on|off", 1, "Print headings, or not", headers;
     ["help"], "[COMMAND]", 1, "This", help;
+    ["import"], "[--csv|--tabs] [--skip N] FILE TABLE", 6, "The rows of a text file into a table", dot_import::import;
     ["indexes", "indices"], "[TABLE]", 1, "Names of the indexes", dot_schema::indexes;
     ["leader"], "[transfer [NODE_ID]]", 2, "Who leads; have it hand over the lead", dot_cluster::leader;
     ["level", "consistency"], "[LEVEL]", 1, "How new reads are: none, weak, linearizable, strong, auto", level;

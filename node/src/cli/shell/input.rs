@@ -74,6 +74,11 @@ impl Gatherer {
         }
     }
 
+    /// How many lines it has taken.
+    pub(super) fn lines(&self) -> u64 {
+        self.lines
+    }
+
     /// Whether a statement is open, or a comment.
     pub(super) fn is_open(&self) -> bool {
         !self.text.is_empty()

@@ -6,9 +6,11 @@
 
 mod cell;
 mod complete;
+mod csv;
 mod dot;
 mod dot_cluster;
 mod dot_files;
+mod dot_import;
 mod dot_schema;
 mod editor;
 mod error;
@@ -237,7 +239,8 @@ impl Shell {
                 Ok(Some(line)) => gatherer.take(&line),
                 Ok(None) => break,
                 Err(error) => {
-                    return self.failed(&Error::said(format!("reading the input: {error}")), 0, name);
+                    let line = gatherer.lines() + 1;
+                    return self.failed(&Error::said(format!("reading the input: {error}")), line, name);
                 }
             };
             for piece in pieces {
@@ -294,6 +297,11 @@ impl Shell {
         }
         let summary = ran?;
         ended?;
+        if let Some(what) = statement::passing(sql)
+            && self.session.has_own_connections()
+        {
+            eprintln!("quire: {what} lasts as long as its statement, which has a connection to itself");
+        }
         if self.has_changes && kind == Kind::Write && summary.rows == 0 {
             let (changes, id) = (summary.rows_affected, summary.last_insert_id);
             self.output.line(&format!("changes: {changes}   last_insert_rowid: {id}"))?;

@@ -104,6 +104,11 @@ impl Nodes {
         }
     }
 
+    /// Whether it is known to be Quire's.
+    pub(super) fn is_quire(&self) -> bool {
+        self.server == Server::Quire
+    }
+
     /// Finds out what server it is.
     pub(super) fn meet(&mut self) -> Result<&Server, Error> {
         if self.server == Server::Unknown {
@@ -130,6 +135,11 @@ impl Nodes {
                     return Ok(response);
                 }
                 Err(Refused::Final(error)) => return Err(error),
+                Err(Refused::Silent(error)) => {
+                    // It may stand still for long.
+                    self.turn();
+                    return Err(error);
+                }
                 Err(Refused::Elsewhere(why)) => why,
             };
             tries += 1;
@@ -145,9 +155,14 @@ impl Nodes {
             if is_round {
                 std::thread::sleep(PAUSE);
             }
-            self.at = (self.at + 1) % self.known.len();
-            self.client = self.client.at(&self.known[self.at]);
+            self.turn();
         }
+    }
+
+    /// What is asked next goes to the next node.
+    fn turn(&mut self) {
+        self.at = (self.at + 1) % self.known.len();
+        self.client = self.client.at(&self.known[self.at]);
     }
 
     fn once(&mut self, client: &Client, ask: Ask<'_>) -> Result<Response<Body>, Refused> {
@@ -176,16 +191,20 @@ impl Nodes {
             }
             Err(error) if is_of_tls(&error) => Err(Refused::Final(Error::said(format!("{at}: {error}")))),
             Err(ureq::Error::Timeout(_)) if ask.is_repeatable => {
-                Err(Refused::Final(Error::said(format!("{at} took longer than {:?}", ask.patience))))
+                Err(Refused::Silent(Error::said(format!("{at} took longer than {:?}", ask.patience))))
             }
             Err(error) if ask.is_repeatable => {
                 Err(Refused::Elsewhere(format!("{at} does not answer ({})", told(&error))))
             }
-            Err(error) => Err(Refused::Final(Error::said(format!(
-                "outcome unknown: {at} did not answer ({}); the statement may or may not have been done. Look before \
-                 you try again",
-                told(&error)
-            )))),
+            Err(error) => {
+                let why = Error::said(format!(
+                    "outcome unknown: {at} did not answer ({}); the statement may or may not have been done. Look \
+                     before you try again",
+                    told(&error)
+                ));
+                let is_silent = matches!(error, ureq::Error::Timeout(_));
+                Err(if is_silent { Refused::Silent(why) } else { Refused::Final(why) })
+            }
         }
     }
 
@@ -244,6 +263,8 @@ enum Refused {
     /// Nothing was done, or it doesn't matter: another node may take it.
     Elsewhere(String),
     Final(Error),
+    /// The node took it, and did not answer in time.
+    Silent(Error),
 }
 
 /// Whether the node certainly has not got the request.
@@ -309,6 +330,24 @@ mod tests {
             assert!(!was_not_sent(&io(perhaps)), "{perhaps}");
         }
         assert!(!was_not_sent(&ureq::Error::Timeout(Timeout::RecvResponse)));
+    }
+
+    #[test]
+    fn a_node_that_stands_still_is_asked_once() {
+        // A connection to it is taken, as the kernel does it for a process that is stopped.
+        let still = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let other = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let [first, second] = [&still, &other].map(|listener| listener.local_addr().unwrap().to_string());
+        let mut nodes = Nodes::new(Client::new(&first), &[&second], Arc::default());
+        let patience = Duration::from_millis(100);
+        for (is_repeatable, why) in [(true, "took longer"), (false, "outcome unknown")] {
+            let ask = Ask { path: "/db/request", body: Some("[]"), is_repeatable, patience };
+            assert_eq!(nodes.client().address(), format!("http://{first}"));
+            let said = nodes.ask(ask).unwrap_err().to_string();
+            assert!(said.contains(why) && said.contains(&first), "{said}");
+            assert_eq!(nodes.client().address(), format!("http://{second}"));
+            nodes.turn();
+        }
     }
 
     #[test]

@@ -83,6 +83,11 @@ impl Session {
         Ok(())
     }
 
+    /// Whether each statement has a connection to itself.
+    pub(super) fn has_own_connections(&self) -> bool {
+        matches!(self.transaction, Transaction::None) && self.nodes.is_quire()
+    }
+
     /// For commands that would wait for the open transaction, which waits for them.
     pub(super) fn outside_transaction(&self, what: &str) -> Result<(), Error> {
         match self.transaction {
@@ -125,7 +130,7 @@ impl Session {
             Transaction::Open { id, address } => {
                 let path = format!("/tx/{id}/request?{}", self.output());
                 let client = self.nodes.client_at(address);
-                self.within(&client, &path, &body)?
+                self.within(&client, &path, &body, kind)?
             }
             _ => {
                 if self.database != "main" {
@@ -190,6 +195,52 @@ impl Session {
         self.read(response, Kind::Read, &mut kept).ok().map(|_| kept)
     }
 
+    /// Runs what is to be done as a whole, or not at all, in a transaction of its own.
+    pub(super) fn all_or_nothing<T>(
+        &mut self,
+        what: &str,
+        work: impl FnOnce(&mut Session) -> Result<T, Error>,
+    ) -> Result<T, Error> {
+        self.outside_transaction(what)?;
+        self.quire(what)?;
+        self.begin()?;
+        let done = work(self).and_then(|done| self.commit().map(|()| done));
+        if !matches!(self.transaction, Transaction::None) {
+            // After Ctrl-C, too: as long as it stands open, others wait.
+            self.nodes.resume();
+            let _ = self.rollback();
+        }
+        done.map_err(|error| match error {
+            Error::Interrupted(_) => Error::Interrupted("; nothing was changed"),
+            error => error,
+        })
+    }
+
+    /// Runs statements in the open transaction; if one of them failed, which, and why.
+    pub(super) fn within_transaction(
+        &mut self,
+        statements: &[Value],
+    ) -> Result<Option<(usize, String)>, Error> {
+        let Transaction::Open { id, address } = &self.transaction else {
+            return Err(Error::said("no transaction is open"));
+        };
+        if statements.is_empty() {
+            return Ok(None);
+        }
+        let (path, client) = (format!("/tx/{id}/execute"), self.nodes.client_at(address));
+        let mut response = self.within(&client, &path, &json!(statements).to_string(), Kind::Write)?;
+        if !response.status().is_success() {
+            return Err(Error::said(said(response)));
+        }
+        let answer = response.body_mut().read_json::<Value>();
+        let answer =
+            answer.map_err(|error| Error::said(format!("{}: {}", client.address(), told(&error))))?;
+        let results = answer["results"].as_array().into_iter().flatten();
+        let failed =
+            results.enumerate().find_map(|(at, result)| Some((at, result["error"].as_str()?.to_owned())));
+        Ok(failed.or_else(|| Some((0, answer["error"].as_str()?.to_owned()))))
+    }
+
     fn begin(&mut self) -> Result<(), Error> {
         if let Server::Other(server) = self.nodes.meet()? {
             return Err(Error::said(format!(
@@ -212,7 +263,13 @@ impl Session {
     }
 
     /// A request within the transaction. If that is over, nothing of it remains.
-    fn within(&mut self, client: &Client, path: &str, body: &str) -> Result<Response<Body>, Error> {
+    fn within(
+        &mut self,
+        client: &Client,
+        path: &str,
+        body: &str,
+        kind: Kind,
+    ) -> Result<Response<Body>, Error> {
         let patience = self.timeout + GRACE;
         let why = match client.send(path, body, patience) {
             Ok(response) => match response.status().as_u16() {
@@ -227,7 +284,10 @@ impl Session {
                 _ => return Ok(response),
             },
             Err(_) if self.nodes.was_interrupted() => {
-                return Err(Error::Interrupted("; the transaction is still open"));
+                return Err(Error::Interrupted(match kind {
+                    Kind::Read => "; the transaction is still open",
+                    _ => "; the transaction may be over",
+                }));
             }
             Err(error) => format!(
                 "{} does not answer ({}), and the transaction is only there; it will be rolled back",

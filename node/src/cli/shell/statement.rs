@@ -42,6 +42,21 @@ pub(super) fn kind(sql: &str) -> Kind {
     }
 }
 
+/// What a statement makes that lasts no longer than its connection, which is its own outside a transaction.
+pub(super) fn passing(sql: &str) -> Option<&'static str> {
+    let words: Vec<&str> = Words(sql).take(6).collect();
+    let is = |at: usize, known: &[&str]| {
+        words.get(at).is_some_and(|word| known.iter().any(|known| word.eq_ignore_ascii_case(known)))
+    };
+    if is(0, &["create"]) && is(1, &["temp", "temporary"]) {
+        return Some("what is temporary");
+    }
+    let at = if is(2, &["."]) { 3 } else { 1 };
+    // What is off is so anyway.
+    let sets = is(0, &["pragma"]) && is(at + 1, &["=", "("]) && !is(at + 2, &["off", "no", "false", "0"]);
+    (sets && words.get(at).is_some_and(|name| crate::sql::guard::is_setting(name))).then_some("a setting")
+}
+
 /// The words and signs of SQL without space, comments and the semicolons before the first one. A string or a quoted
 /// name comes as its first quote.
 struct Words<'a>(&'a str);
@@ -117,6 +132,26 @@ mod tests {
             ("'begin'", Kind::Write),
         ] {
             assert_eq!(kind(sql), expected, "{sql:?}");
+        }
+    }
+
+    #[test]
+    fn what_is_over_with_its_statement() {
+        for sql in ["PRAGMA foreign_keys=ON;", "pragma main.foreign_keys ( 1 )", "PRAGMA busy_timeout = 100"]
+        {
+            assert_eq!(passing(sql), Some("a setting"), "{sql}");
+        }
+        assert_eq!(passing("CREATE /**/ TEMP TABLE t(a);"), Some("what is temporary"));
+        for sql in [
+            "PRAGMA foreign_keys;",
+            "PRAGMA foreign_keys=OFF;",
+            "PRAGMA user_version=7",
+            "PRAGMA table_info(t)",
+            "CREATE TABLE temp(a)",
+            "SELECT 1",
+            "",
+        ] {
+            assert_eq!(passing(sql), None, "{sql}");
         }
     }
 
