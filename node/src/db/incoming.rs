@@ -105,11 +105,12 @@ fn encode_header(id: DbId, page_size: PageSize, seal: u64) -> [u8; HEADER_SIZE] 
     out
 }
 
-/// Offset of the seal, if the header is that of this database.
+/// Offset of the seal, if the header is that of this database; 0 for none. A seal never lies before the records.
 fn decode_header(bytes: &[u8], id: DbId, page_size: PageSize) -> Option<u64> {
     let bytes = bytes.get(..HEADER_SIZE)?;
     let seal = u64_at(bytes, 24);
-    (bytes == encode_header(id, page_size, seal)).then_some(seal)
+    let may_be = seal == 0 || seal >= RECORDS_AT;
+    (may_be && bytes == encode_header(id, page_size, seal)).then_some(seal)
 }
 
 impl Staging {
@@ -473,6 +474,22 @@ mod tests {
 
     /// The seal was cut off while the head still spoke of it: after a crash in between the file passed for a damaged
     /// promise, and the database was fenced.
+    /// One that lay in the header had the file cut there: without the rest of it, it was of no version.
+    #[test]
+    fn a_seal_within_the_header_is_none() {
+        let dir = tempfile::tempdir().unwrap();
+        let db = dir.path().join("a.db");
+        for seal in [1, 8, RECORDS_AT - 1] {
+            std::fs::write(incoming_path(&db), encode_header(ID, size(), seal)).unwrap();
+            assert!(Incoming::find(&db, ID, size()).unwrap().is_none(), "{seal}");
+            let mut staging = Staging::open(&db, ID, size()).unwrap();
+            staging.stage(PageNo(1), &image(1, 1)).unwrap();
+            drop(staging);
+            assert_eq!(Staging::open(&db, ID, size()).unwrap().len(), 1, "{seal}");
+            std::fs::remove_file(incoming_path(&db)).unwrap();
+        }
+    }
+
     #[test]
     fn a_transfer_that_dies_while_it_reopens_a_sealed_file_leaves_no_broken_promise() {
         let dir = tempfile::tempdir().unwrap();
