@@ -51,18 +51,33 @@ pub(crate) fn source() -> Result<PathBuf, String> {
 
 fn build() -> Result<Judges, String> {
     let (place, source) = (place(), source()?);
-    let compile = |file: &str| {
-        let program = place.join(Path::new(file).file_stem().unwrap());
+    let compile = |file: PathBuf| {
+        let program = place.join(file.file_stem().unwrap());
         let mut gcc = Command::new("gcc");
         gcc.args(["-O1", "-w", "-DSQLITE_ENABLE_RTREE", "-o"])
             .arg(&program)
-            .arg(source.join(file))
+            .arg(file)
             .arg(here().join("preload.c"));
         step(gcc.args(["-lsqlite3", "-lpthread"])).map(|()| program)
     };
-    let speedtest = compile("test/speedtest1.c")?;
-    let mptester = compile("mptest/mptest.c")?;
+    let speedtest = compile(source.join("test/speedtest1.c"))?;
+    let mptester = compile(patient(&source, &place).map_err(|error| format!("mptest.c: {error}"))?)?;
     Ok(Judges { speedtest, mptester, scripts: source.join("mptest") })
+}
+
+/// mptester's source, with more time for its other processes to end and to add what they counted to the sum: with a second
+/// or two, on a machine that is busy, those that were late were not in it.
+fn patient(source: &Path, place: &Path) -> std::io::Result<PathBuf> {
+    let mut text = std::fs::read_to_string(source.join("mptest/mptest.c"))?;
+    for (short, long) in
+        [("iTimeout = 1000;", "iTimeout = 60000;"), ("waitForClient(0, 2000,", "waitForClient(0, 60000,")]
+    {
+        assert!(text.contains(short), "{short}");
+        text = text.replace(short, long);
+    }
+    let patient = place.join("mptest.c");
+    std::fs::write(&patient, text)?;
+    Ok(patient)
 }
 
 /// Runs a judge on a database, through the VFS if it is a node's; what it printed.
