@@ -231,8 +231,6 @@ fn show(log: &LogStore) -> (Option<LogPosition>, Option<LogPosition>, Vec<LogPos
             assert!(!some.is_empty(), "entry {next} of {last} is missing");
             for entry in some {
                 let at = position(&entry.log_id);
-                // A log that was not purged may begin anywhere.
-                next = if entries.is_empty() { at.index.max(next) } else { next };
                 assert_eq!(at.index, next, "entries follow each other");
                 assert_eq!(log.position_at(next), Some(at));
                 entries.push(at);

@@ -302,8 +302,8 @@ fn replay(disk: &Arc<dyn Disk>, sequences: &[u64], owner: Owner) -> Result<Repla
     // Segments leave in order, and only when nothing in them is live: what is left starts where the purge mark ends.
     let oldest = files.first().map_or(1, |f| f.2.sequence);
     let first = replay.places.first().unwrap_or(replay.places.next());
-    if oldest != 1 && first > replay.purged.map_or(0, |p| p.index + 1) {
-        let name = segment::file_name(oldest.saturating_sub(1));
+    if first > replay.purged.map_or(0, |p| p.index + 1) {
+        let name = segment::file_name(oldest.max(2) - 1);
         let reason = format!("entries before {first} are neither in the log nor purged");
         return Err(fault(disk, &name, Fault::damaged(0, reason)));
     }
