@@ -221,6 +221,14 @@ fn damage(path: &Path, page: u64) {
     file.write_all_at(&[0xa5; 64], (page - 1) * 4096 + 40).unwrap();
 }
 
+/// As a disk damages it: the file's time stays what it was, by which a running node finds out what others change.
+fn rot(path: &Path, page: u64) {
+    let before = path.metadata().unwrap().modified().unwrap();
+    damage(path, page);
+    let file = std::fs::File::options().write(true).open(path).unwrap();
+    file.set_modified(before).unwrap();
+}
+
 fn wait_repaired(test: &TestCluster, node: u64, repairs: usize) {
     let repaired = |_: &_| {
         log(test, node).matches("repaired database=").count() >= repairs
@@ -243,7 +251,7 @@ fn damaged_pages_are_found_and_fetched() {
     // Behind the backs of running nodes: a page of rows, one of an index's root, the header, on the leader too.
     let mut repairs = [0; 4];
     for (node, page) in [(others[0], 50), (others[1], 1), (leader, 77), (others[0], 2)] {
-        damage(&database(&test, node, NAME), page);
+        rot(&database(&test, node, NAME), page);
         let report = verify(&test.cluster.nodes[0].http, false, true, PATIENCE).unwrap();
         assert!(!report.identical, "page {page} of node {node}");
         assert!(
@@ -259,7 +267,7 @@ fn damaged_pages_are_found_and_fetched() {
     }
 
     // A repair at the entry that the file already had: nothing is written after it, and the node is killed.
-    damage(&database(&test, others[1], NAME), 33);
+    rot(&database(&test, others[1], NAME), 33);
     assert!(!verify(&test.cluster.nodes[0].http, false, true, PATIENCE).unwrap().identical);
     repairs[others[1] as usize - 1] += 1;
     wait_repaired(&test, others[1], repairs[others[1] as usize - 1]);
