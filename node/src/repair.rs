@@ -60,7 +60,7 @@ pub async fn repair(node: Arc<Node>, mut fenced: mpsc::UnboundedReceiver<DbId>) 
             let mut said = String::new();
             while database.fenced().is_some() && !database.is_dropped() {
                 // Nothing can be installed while an app stands still in there.
-                while database.stands_still() && !database.is_dropped() {
+                while database.is_stuck() && !database.is_dropped() {
                     sleep(PAUSE_MIN).await;
                 }
                 match attempt(&node, &database).await {

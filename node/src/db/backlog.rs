@@ -230,13 +230,13 @@ mod tests {
         busy.take(at(3), head, body.clone());
         assert!(matches!(outcome.await, Ok(Outcome::Committed(3))));
         let next = hand_over(&context, &busy, 4, 3).await;
-        assert!(busy.stands_still());
+        assert!(busy.is_stuck());
         others_go_on(&context, &busy, &other, next).await;
         assert!(busy.status().lagging.is_some());
         // It is gone: what it was told to publish is.
         busy.gone(session);
         busy.settled().await;
-        assert!(!busy.stands_still());
+        assert!(!busy.is_stuck());
         let (published, queued) = {
             let state = busy.state();
             (state.published, state.queued_bytes)

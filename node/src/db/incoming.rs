@@ -472,8 +472,6 @@ mod tests {
         }
     }
 
-    /// The seal was cut off while the head still spoke of it: after a crash in between the file passed for a damaged
-    /// promise, and the database was fenced.
     /// One that lay in the header had the file cut there: without the rest of it, it was of no version.
     #[test]
     fn a_seal_within_the_header_is_none() {
@@ -490,6 +488,8 @@ mod tests {
         }
     }
 
+    /// The seal was cut off while the head still spoke of it: after a crash in between the file passed for a damaged
+    /// promise, and the database was fenced.
     #[test]
     fn a_transfer_that_dies_while_it_reopens_a_sealed_file_leaves_no_broken_promise() {
         let dir = tempfile::tempdir().unwrap();

@@ -50,7 +50,7 @@ pub(super) fn forget(database: &Path) {
 impl State {
     /// What keeps this node from applying what waits, if it is an app that stands still.
     pub(super) fn lagging(&self) -> Option<String> {
-        let since = self.stuck_since().map(clock::since).filter(|since| *since > PATIENCE)?.as_secs();
+        let since = self.standstill()?.as_secs();
         Some(format!("an app on this node has stood still in a transaction for {since} s"))
     }
 
@@ -61,9 +61,14 @@ impl State {
         self.stuck.or(publishing.map(|publishing| publishing.since))
     }
 
+    /// For how long an app has stood still, if one does.
+    fn standstill(&self) -> Option<Duration> {
+        self.stuck_since().map(clock::since).filter(|since| *since > PATIENCE)
+    }
+
     /// Whether an app stands still.
     pub(super) fn stands_still(&self) -> bool {
-        self.stuck_since().is_some_and(|since| clock::since(since) > PATIENCE)
+        self.standstill().is_some()
     }
 
     fn skip(&mut self, index: Option<u64>) {
@@ -130,8 +135,8 @@ impl Database {
         });
     }
 
-    /// Whether an app keeps the worker from publishing.
-    pub fn stands_still(&self) -> bool {
+    /// Whether an app keeps the worker from publishing, be it only for a moment.
+    pub fn is_stuck(&self) -> bool {
         self.state().stuck_since().is_some()
     }
 }
